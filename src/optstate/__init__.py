@@ -1,0 +1,91 @@
+"""Optimizer state you can see, edit, schedule, save and trust: by parameter name.
+
+A live optimizer and a checkpoint file are the same thing here: named parameters, each with typed slots.
+
+see      attach, open, named_state_dict → OptimizerState, ParamState, Slot, Group, OptimizerInfo, Absence,
+         Selection, Checkpoint
+know     register, probe → SlotSpec, OptimizerSpec, ProbeReport
+keep     save, verify, plan, restore → RestorePlan, VerifyReport
+fail     OptstateError; the whole tree is in optstate.errors
+
+Nothing here imports torch before something that needs it is used: `optstate.open` never does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optstate import errors as errors
+    from optstate.errors import OptstateError as OptstateError
+    from optstate.formats.checkpoint import Checkpoint as Checkpoint
+    from optstate.formats.opening import open_checkpoint as open
+    from optstate.formats.verify import VerifyReport as VerifyReport
+    from optstate.formats.verify import verify as verify
+    from optstate.live.named import named_state_dict as named_state_dict
+    from optstate.live.probe import ProbeReport as ProbeReport
+    from optstate.live.probe import probe as probe
+    from optstate.live.view import attach as attach
+    from optstate.optimizers.registry import register as register
+    from optstate.optimizers.spec import OptimizerSpec as OptimizerSpec
+    from optstate.optimizers.spec import SlotSpec as SlotSpec
+    from optstate.resume.plan import RestorePlan as RestorePlan
+    from optstate.resume.plan import plan as plan
+    from optstate.resume.plan import restore as restore
+    from optstate.state.absence import Absence as Absence
+    from optstate.state.groups import Group as Group
+    from optstate.state.groups import OptimizerInfo as OptimizerInfo
+    from optstate.state.optimizer_state import OptimizerState as OptimizerState
+    from optstate.state.parameter import ParamState as ParamState
+    from optstate.state.selection import Selection as Selection
+    from optstate.state.slot import Slot as Slot
+    from optstate.store.save import save as save
+
+    __version__: str
+
+# Public name → where it lives. `module:name` where the two names differ, `module:` for a module itself.
+_MAP = {
+    "Absence": "state.absence",
+    "Checkpoint": "formats.checkpoint",
+    "Group": "state.groups",
+    "OptimizerInfo": "state.groups",
+    "OptimizerSpec": "optimizers.spec",
+    "OptimizerState": "state.optimizer_state",
+    "OptstateError": "errors",
+    "ParamState": "state.parameter",
+    "ProbeReport": "live.probe",
+    "RestorePlan": "resume.plan",
+    "Selection": "state.selection",
+    "Slot": "state.slot",
+    "SlotSpec": "optimizers.spec",
+    "VerifyReport": "formats.verify",
+    "attach": "live.view",
+    "errors": "errors:",
+    "named_state_dict": "live.named",
+    "open": "formats.opening:open_checkpoint",
+    "plan": "resume.plan",
+    "probe": "live.probe",
+    "register": "optimizers.registry",
+    "restore": "resume.plan",
+    "save": "store.save",
+    "verify": "formats.verify",
+}
+
+__all__ = list(_MAP)  # the table is the one place that lists the names
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("optstate")
+    if name not in _MAP:
+        raise AttributeError(f"module 'optstate' has no attribute {name!r}")
+    module_name, colon, attribute = _MAP[name].partition(":")
+    module = import_module(f"optstate.{module_name}")
+    value = module if colon and not attribute else getattr(module, attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

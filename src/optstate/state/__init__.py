@@ -1,0 +1,1 @@
+"""The data model: named parameters with typed slots, the same for a running optimizer and for a file."""

@@ -1,0 +1,56 @@
+"""Statistics of a tensor, streamed: bounded memory whatever its size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+from optstate.state.tensors import TensorRef
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """`norm` is the L2 norm of the finite values; the counts are of elements."""
+
+    elements: int
+    norm: float
+    nonfinite: int
+    zeros: int
+
+
+def stats(ref: TensorRef) -> Stats:
+    """One pass over the values of `ref`, a block at a time, accumulated in float64.
+
+    A complex element counts once; its norm is that of both parts.
+    """
+    import numpy as np
+
+    elements = nonfinite = zeros = 0
+    square = 0.0
+    for block in ref.blocks():
+        elements += block.size
+        zeros += block.size - int(np.count_nonzero(block))
+        wide = _parts(block)
+        total = float(np.dot(wide, wide))
+        # A finite sum of squares proves every element finite; only a block that fails is looked at again.
+        if not np.isfinite(total):
+            finite = np.isfinite(block.astype(np.complex128 if block.dtype.kind == "c" else np.float64))
+            nonfinite += block.size - int(np.count_nonzero(finite))
+            wide = _parts(block[finite])
+            total = float(np.dot(wide, wide))
+        square += total
+    return Stats(elements, sqrt(square), nonfinite, zeros)
+
+
+def _parts(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A flat real array in float64, real and imaginary parts side by side."""
+    import numpy as np
+
+    if block.dtype.kind == "c":
+        return np.ascontiguousarray(block, dtype=np.complex128).view(np.float64)
+    wide: np.ndarray[Any, Any] = block.astype(np.float64)
+    return wide

@@ -1,0 +1,218 @@
+"""How a state looks when it is printed: one table, rendered as text or as HTML."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from math import prod
+from typing import Any, Protocol, TypeAlias
+
+from optstate.state.absence import Absence
+from optstate.state.groups import Group, OptimizerInfo
+from optstate.state.parameter import ParamState
+from optstate.state.roles import Role
+from optstate.state.slot import Slot, format_number
+from optstate.state.stats import Stats, stats
+from optstate.state.tensors import TensorRef
+from optstate.text import count, elide, listing, safe_text
+
+ROWS = 40
+"""Rows that printing a state shows; more are elided in the middle, with a count."""
+
+_NARROW = 24  # columns that a name keeps however narrow the terminal is
+
+
+class Printable(Protocol):
+    """What a table shows: an `OptimizerState`, said without importing it, for it imports its printer."""
+
+    def __iter__(self) -> Iterator[str]: ...
+    def __getitem__(self, name: str, /) -> ParamState: ...
+    @property
+    def optimizers(self) -> Mapping[str, OptimizerInfo]: ...
+    @property
+    def groups(self) -> tuple[Group, ...]: ...
+    @property
+    def left_out(self) -> Mapping[str, Sequence[str]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Lines above, a header, rows and lines below; every string is already safe to print."""
+
+    title: Sequence[str]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    right: frozenset[str] = field(default_factory=frozenset)
+
+    def text(self, width: int | None = None) -> str:
+        """Plain text with aligned columns, no escape codes.
+
+        Where the rows are longer than `width`, the first column gives way, elided in the middle.
+        """
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        excess = sum(widths) + 2 * (len(widths) - 1) - width if width is not None else 0
+        widths[0] = min(widths[0], max(_NARROW, widths[0] - excess))
+        lines = [self._line(row, widths) for row in (self.header, *self.rows)] if self.rows else []
+        return "\n".join([*self.title, *([""] if lines else []), *lines, *([""] if self.notes else []), *self.notes])
+
+    def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
+        cells = [
+            elide(cell, width).rjust(width) if label in self.right else elide(cell, width).ljust(width)
+            for label, cell, width in zip(self.header, row, widths, strict=True)
+        ]
+        return "  ".join(cells).rstrip()
+
+    def html(self) -> str:
+        """An HTML fragment without script or style sheet; every string is escaped here."""
+        head = "".join(f"<th>{escape(label)}</th>" for label in self.header)
+        body = "".join(
+            "<tr>" + "".join(f"<td><code>{escape(cell)}</code></td>" for cell in row) + "</tr>" for row in self.rows
+        )
+        above = "".join(f"<p>{escape(line)}</p>" for line in self.title)
+        below = "".join(f"<p>{escape(line)}</p>" for line in self.notes)
+        return f"<div>{above}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}</div>"
+
+
+Measured: TypeAlias = Mapping[tuple[str, str], Stats]
+"""Statistics that were taken beforehand, by parameter and slot key."""
+
+
+def state_table(
+    state: Printable, names: Sequence[str] | None = None, limit: int | None = ROWS, measured: Measured | None = None
+) -> Table:
+    """The table of a state, or of the given names of it, at most `limit` rows (None: all).
+
+    A tensor in memory shows its L2 norm. One in a file shows its key, since printing reads only headers,
+    unless it is in `measured`.
+    """
+    every = list(state)
+    chosen = every if names is None else list(names)
+    shown, hidden = _elide(chosen, limit)
+    rows = [_row(state[name], measured or {}) for name in shown]
+    if hidden:
+        rows.insert(len(shown) * 2 // 3, [f"… {hidden:,} more", *[""] * (len(_HEADER) - 1)])
+    return Table(
+        title=[_headline(state, every), *([] if names is None else [f"selected: {count(len(chosen), 'parameter')}"])],
+        header=_HEADER,
+        rows=rows,
+        notes=[
+            *_absence_notes(state[name] for name in chosen),
+            *_group_notes(state.groups, limit),
+            *_left_out_notes(state.left_out),
+        ],
+        right=frozenset({"GROUP", "STEP"}),
+    )
+
+
+_HEADER = ("PARAMETER", "SHAPE", "DTYPE", "GROUP", "STEP", "MOMENTUM", "SECOND MOMENT", "OTHER SLOTS")
+_SHOWN_BY_ROLE: tuple[Role, ...] = ("step", "momentum", "second_moment")
+
+
+def _row(parameter: ParamState, measured: Measured) -> list[str]:
+    facts, slots = parameter.facts, parameter.slots
+    by_role = {slot.role: slot for slot in slots.values() if slot.primary and slot.role in _SHOWN_BY_ROLE}
+    others = [slot for slot in slots.values() if by_role.get(slot.role) is not slot]
+    group = str(facts.group) if not facts.optimizer else f"{safe_text(facts.optimizer, 24)}:{facts.group}"
+    return [
+        safe_text(facts.name) + ("" if facts.certainty in ("identity", "file") else f"  ({facts.certainty})"),
+        "?" if facts.shape is None else "×".join(map(str, facts.shape)) or "scalar",
+        facts.dtype or "?",
+        group,
+        _step(by_role.get("step")),
+        _moment(by_role.get("momentum"), measured),
+        _moment(by_role.get("second_moment"), measured),
+        ", ".join(_with_stats(slot, measured.get((slot.parameter, slot.key))) for slot in others),
+    ]
+
+
+def _step(slot: Slot | None) -> str:
+    if slot is None:
+        return "–"
+    value = slot.value
+    number = value.item() if isinstance(value, TensorRef) and prod(value.shape) == 1 else value
+    return format_number(number) if isinstance(number, (int, float)) else "?"
+
+
+def _moment(slot: Slot | None, measured: Measured) -> str:
+    if slot is None:
+        return "–"
+    known = measured.get((slot.parameter, slot.key))
+    if known is None and isinstance(slot.value, TensorRef) and hasattr(slot.value, "tensor"):
+        known = stats(slot.value)
+    return _with_stats(slot, known)
+
+
+def _with_stats(slot: Slot, known: Stats | None) -> str:
+    """The key, its norm, and what is remarkable: values that are no numbers, or zeros."""
+    key = safe_text(slot.key, 40)
+    if known is None:
+        return key
+    parts = [key, f"‖{known.norm:.3g}‖"]
+    if known.nonfinite:
+        parts.append(f"! {known.nonfinite:,} non-finite")
+    if known.zeros:
+        parts.append("all zero" if known.zeros == known.elements else count(known.zeros, "zero"))
+    return " ".join(parts)
+
+
+def _headline(state: Printable, names: Sequence[str]) -> str:
+    optimizers = " + ".join(
+        f"{safe_text(info.name)}: {safe_text(info.short_name)}" if info.name else safe_text(info.short_name)
+        for info in state.optimizers.values()
+    )
+    return f"{optimizers or 'no optimizer'} · {count(len(names), 'parameter')} · {count(len(state.groups), 'group')}"
+
+
+def _absence_notes(parameters: Iterable[ParamState]) -> list[str]:
+    """One line per role and reason, so that a column of dashes explains itself."""
+    missing: dict[tuple[Role, Absence], list[str]] = {}
+    for parameter in parameters:
+        for role, absence in parameter.absences.items():
+            missing.setdefault((role, absence), []).append(parameter.name)
+    return [
+        f"no {role.replace('_', ' ')} for {count(len(names), 'parameter')} ({listing(names, 3)}): {absence.sentence}"
+        for (role, absence), names in missing.items()
+    ]
+
+
+_LONG = 6  # hyperparameters shown per group, and values of one that is a list
+
+
+def _group_notes(groups: Sequence[Group], limit: int | None) -> list[str]:
+    notes = [_group_note(group) for group in groups[:limit]]
+    return [*notes, f"… {len(groups) - len(notes):,} more groups"] if len(groups) > len(notes) else notes
+
+
+def _group_note(group: Group) -> str:
+    label = f"{safe_text(group.optimizer, 24)}:{group.index}" if group.optimizer else str(group.index)
+    shown = {key: value for key, value in group.hyperparameters.items() if value is not None and value is not False}
+    values = [f"{safe_text(key, 32)} {format_value(value)}" for key, value in list(shown.items())[:_LONG]]
+    return f"group {label}: {count(len(group.parameters), 'parameter')} · {' · '.join(values)}"
+
+
+def format_value(value: Any) -> str:
+    """A hyperparameter as short text: numbers in six digits, a scalar tensor as its number."""
+    if isinstance(value, TensorRef):
+        return format_number(value.item()) if prod(value.shape) == 1 else f"tensor {list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join([*map(format_value, value[:_LONG]), *["…"] * (len(value) > _LONG)]) + ")"
+    return format_number(value)
+
+
+def _left_out_notes(left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{reason}: {listing(names)}" for reason, names in left_out.items() if names]
+
+
+def _elide(names: list[str], limit: int | None) -> tuple[list[str], int]:
+    if limit is None or len(names) <= limit:
+        return names, 0
+    head = limit * 2 // 3
+    return names[:head] + names[len(names) - (limit - head) :], len(names) - limit
+
+
+def certainty_counts(state: Printable) -> Counter[str]:
+    """How many names have each certainty."""
+    return Counter(state[name].facts.certainty for name in state)
