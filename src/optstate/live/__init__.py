@@ -1,0 +1,1 @@
+"""A running optimizer and its model as named state, bound by identity."""

@@ -1,0 +1,120 @@
+"""torch tensors as `TensorRef`: values reach numpy without a copy where they can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optstate.errors import MissingSlot
+from optstate.state.tensors import DTYPES, Value, array_blocks, numpy_dtype
+from optstate.text import safe_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# For each type that numpy lacks, an integer type of the same width through which its bits travel.
+_CARRIERS = {2: torch.int16, 1: torch.uint8}
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """torch's own name for the element type, without the module."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The values of a tensor on any device as numpy, sharing memory where that is possible."""
+    plain = tensor.detach()
+    if plain.layout != torch.strided:
+        plain = plain.to_dense()
+    plain = plain.cpu().resolve_conj().resolve_neg()
+    name = dtype_name(plain)
+    if DTYPES[name][1].startswith("ml_dtypes."):
+        array: np.ndarray[Any, Any] = plain.view(_CARRIERS[plain.element_size()]).numpy().view(numpy_dtype(name))
+        return array
+    return plain.numpy()
+
+
+class HeldTensor:
+    """A tensor that this object itself holds: in a snapshot, or inside a list that an optimizer keeps."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def dtype(self) -> str:
+        return dtype_name(self.tensor)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def array(self) -> np.ndarray[Any, Any]:
+        return to_array(self.tensor)
+
+    def blocks(self) -> Iterator[np.ndarray[Any, Any]]:
+        return array_blocks(self.array())
+
+    def item(self) -> bool | int | float | complex:
+        return self.tensor.item()
+
+
+class LiveTensor(HeldTensor):
+    """A slot of a running optimizer, looked up at each access, so that it is never stale and keeps nothing alive."""
+
+    __slots__ = ("_key", "_optimizer", "_parameter")
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameter: torch.Tensor, key: str) -> None:
+        self._optimizer = optimizer
+        self._parameter = parameter
+        self._key = key
+
+    @property
+    def tensor(self) -> torch.Tensor:  # type: ignore[override]  # read-only here, where the base holds it
+        # .get, because reading a missing key of the state would create an entry
+        tensor = self._optimizer.state.get(self._parameter, {}).get(self._key)
+        if isinstance(tensor, torch.Tensor):
+            return tensor
+        raise MissingSlot(
+            f"slot {safe_text(self._key)!r} is no longer in the optimizer",
+            found="nothing" if tensor is None else f"a {type(tensor).__name__}",
+            todo="ask the state for the parameter again",
+        )
+
+
+def live_entry(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, Value]:
+    """The optimizer's entry for a parameter with tensors as references; empty where there is none."""
+    entry = optimizer.state.get(parameter) or {}
+    return {
+        str(key): LiveTensor(optimizer, parameter, key)
+        if isinstance(value, torch.Tensor)
+        else map_tensors(value, HeldTensor)
+        for key, value in entry.items()
+    }
+
+
+def map_tensors(value: Any, convert: Callable[[torch.Tensor], Any]) -> Any:
+    """A plain tree with every tensor replaced by `convert(tensor)`; containers are new, other leaves the same."""
+    if isinstance(value, torch.Tensor):
+        return convert(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, convert) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [map_tensors(item, convert) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def frozen(value: Any) -> Any:
+    """A tree of references in which every tensor is a clone on its own device that nothing else holds."""
+    if isinstance(value, HeldTensor):
+        return HeldTensor(value.tensor.detach().clone())
+    if isinstance(value, dict):
+        return {key: frozen(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [frozen(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value

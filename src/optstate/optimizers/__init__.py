@@ -1,0 +1,1 @@
+"""What each optimizer keeps: one table per library, and the registry that finds a row."""

@@ -1,0 +1,62 @@
+"""From the raw entry of `optimizer.state[p]` to slots with meaning, and to reasons for what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from optstate.optimizers.spec import OptimizerSpec, coefficient_value
+from optstate.state.absence import Absence
+from optstate.state.roles import Role
+from optstate.state.slot import Slot
+from optstate.state.tensors import Value
+
+_ASKED_FOR: tuple[Role, ...] = ("momentum", "second_moment", "step")
+"""Roles whose absence is always explained, because every parameter has an accessor for them."""
+
+
+def interpret(spec: OptimizerSpec | None, name: str, entry: Mapping[str, Value]) -> dict[str, Slot]:
+    """The slots of one parameter. A key whose value is None is no slot.
+
+    A key that the description does not list, and every key of an unknown optimizer, has the role `other`:
+    a key alone says nothing.
+    """
+    slots = {}
+    for key, value in entry.items():
+        if value is None:
+            continue
+        known = spec.slots.get(key) if spec is not None else None
+        if known is None:
+            slots[key] = Slot(name, key, "other", value, primary=False)
+        else:
+            slots[key] = Slot(name, key, known.role, value, known.convention, known.of, known.primary)
+    return slots
+
+
+def explain_absences(
+    spec: OptimizerSpec | None,
+    slots: Mapping[str, Slot],
+    hyperparameters: Mapping[str, Any],
+    ndim: int | None,
+    otherwise: Absence,
+) -> dict[Role, Absence]:
+    """For each role without a primary slot, why. `otherwise` is the reason when the optimizer would keep one.
+
+    State that is laid out over all parameters lives under the first of them, so no other one misses it.
+    """
+    present = {slot.role for slot in slots.values() if slot.primary}
+    if spec is None:
+        return {role: Absence.UNKNOWN_OPTIMIZER for role in _ASKED_FOR if role not in present}
+    absences: dict[Role, Absence] = {}
+    for role in _ASKED_FOR:
+        if role not in present:
+            absences[role] = Absence.NOT_KEPT
+    for slot in () if spec.order_matters else spec.slots.values():
+        if slot.role in present or not slot.primary or slot.role in ("other", "counter"):
+            continue
+        if slot.exists(hyperparameters, ndim):
+            absences[slot.role] = otherwise
+        elif slot.role in _ASKED_FOR and slot.coefficient is not None and slot.when == slot.coefficient:
+            zero = coefficient_value(slot.coefficient, hyperparameters) == 0
+            absences[slot.role] = Absence.COEFFICIENT_ZERO if zero else Absence.NOT_KEPT
+    return absences

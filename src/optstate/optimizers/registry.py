@@ -1,0 +1,127 @@
+"""Finding the description of an optimizer: by class on a live one, by contents in a file that names none."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from inspect import unwrap
+from typing import Any
+
+from optstate.errors import RegistryError
+from optstate.optimizers.spec import OptimizerSpec, SlotSpec
+from optstate.optimizers.torch_optim import TORCH_OPTIM
+from optstate.text import listing, safe_text
+
+_SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in TORCH_OPTIM}
+
+
+def qualified_name(cls: type) -> str:
+    """`module.qualname` of a class, the key of the registry."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def known_names() -> tuple[str, ...]:
+    """The qualified names of all described classes."""
+    return tuple(_SPECS)
+
+
+def by_name(name: str | None) -> OptimizerSpec | None:
+    """The description of the class with this qualified name, or None."""
+    return _SPECS.get(name) if name is not None else None
+
+
+def by_class(cls: type) -> OptimizerSpec | None:
+    """The description of `cls`, or of the nearest described ancestor whose way of stepping it inherits unchanged.
+
+    A subclass with a `step` or `_init_group` of its own may keep anything, so its ancestor's description does not
+    hold for it.
+    """
+    for ancestor in cls.__mro__:
+        spec = _SPECS.get(qualified_name(ancestor))
+        if spec is not None:
+            inherits = all(_method(cls, name) is _method(ancestor, name) for name in ("step", "_init_group"))
+            return spec if inherits else None
+    return None
+
+
+def _method(cls: type, name: str) -> object:
+    return beneath_hooks(getattr(cls, name, None))
+
+
+def beneath_hooks(step: Any) -> Any:
+    """`step` as the class defines it: torch wraps it on the class when the first instance is made."""
+    return unwrap(step, stop=lambda function: not getattr(function, "hooked", False)) if callable(step) else step
+
+
+def by_contents(group: Mapping[str, Any], keys: Collection[str]) -> tuple[OptimizerSpec, ...]:
+    """The described classes that fit a param group's keys and the slot keys seen, the best first; maybe none.
+
+    Two classes that differ in nothing a file shows (Adam and AdamW before they wrote
+    `decoupled_weight_decay`) are both returned.
+    """
+    evidence = {spec.name: _evidence(spec, group, keys) for spec in _SPECS.values()}
+    most = max(evidence.values(), default=0)
+    return tuple(spec for spec in _SPECS.values() if evidence[spec.name] == most > 0)
+
+
+def _evidence(spec: OptimizerSpec, group: Mapping[str, Any], keys: Collection[str]) -> int:
+    """How many group keys speak for a class; 0 when something speaks against it."""
+    expected = [key in group for key in spec.hyperparameters]
+    fixed = [group[key] == value for key, value in spec.fixed.items() if key in group]
+    fits = all(expected) and all(fixed) and set(keys) <= set(spec.slots)
+    return len(expected) + len(fixed) if fits else 0
+
+
+def register(
+    optimizer: type | str,
+    slots: Mapping[str, SlotSpec],
+    *,
+    hyperparameters: tuple[str, ...] = (),
+    order_matters: bool = False,
+) -> OptimizerSpec:
+    """Describe an optimizer that the registry does not know, for this process.
+
+    `optimizer` is the class or its qualified name; `slots` maps each key of `optimizer.state[p]` to what it
+    means; `hyperparameters` are group keys that recognise it in files; `order_matters` says that its state is laid
+    out over all parameters in their order. Describing a class again in the same words does nothing.
+    `optstate.probe` measures what a class keeps: its report checks a description and suggests one.
+
+    Raises `RegistryError` when the description contradicts itself or an existing one.
+
+    >>> spec = optstate.register("lion_pytorch.Lion", {
+    ...     "exp_avg": optstate.SlotSpec(role="momentum", convention="ema", of="gradient", coefficient="betas[1]",
+    ...                                  gradient_degree=1),
+    ... })
+    """
+    if not isinstance(optimizer, (type, str)) or not isinstance(slots, Mapping):
+        raise RegistryError(
+            "an optimizer is described by its class and a mapping of its slots",
+            expected="a class or its qualified name, and {key: SlotSpec(role=...)}",
+            found=f"a {type(optimizer).__name__} and a {type(slots).__name__}",
+            todo="register(type(optimizer), {...}) for an optimizer at hand",
+        )
+    name = optimizer if isinstance(optimizer, str) else qualified_name(optimizer)
+    spec = OptimizerSpec(name=name, slots=dict(slots), hyperparameters=hyperparameters, order_matters=order_matters)
+    known = _SPECS.setdefault(name, spec)
+    if known != spec:
+        old, new = _contrast(known, spec)
+        raise RegistryError(
+            f"{safe_text(name)} is described already, in other words",
+            expected=old,
+            found=new,
+            todo="describe it once; a subclass with a step of its own may be described differently",
+        )
+    return spec
+
+
+def _contrast(known: OptimizerSpec, spec: OptimizerSpec) -> tuple[str, str]:
+    """The first thing in which two descriptions differ, as each says it."""
+    if known.slots.keys() != spec.slots.keys():
+        return f"slots {listing(known.slots)}", f"slots {listing(spec.slots)}"
+    pairs = [(f"{safe_text(key)}: ", known.slots[key], spec.slots[key]) for key in known.slots]
+    return next(
+        (f"{where}{field.name}={safe_text(old)}", f"{where}{field.name}={safe_text(new)}")
+        for where, one, other in [*pairs, ("", known, spec)]
+        for field in fields(one)
+        if (old := getattr(one, field.name)) != (new := getattr(other, field.name))
+    )

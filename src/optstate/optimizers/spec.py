@@ -1,0 +1,200 @@
+"""What an optimizer keeps, as data: one `SlotSpec` per slot, one `OptimizerSpec` per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from optstate.errors import RegistryError
+from optstate.state.roles import CONVENTIONS, OFS, ROLES, Convention, Of, Role
+from optstate.state.tensors import TensorRef
+from optstate.text import listing, safe_text
+
+Shape = Literal[
+    "parameter",  # the parameter's shape
+    "scalar",  # ()
+    "row",  # the parameter's shape with the last dimension 1
+    "column",  # the parameter's shape with the next-to-last dimension 1
+    "flat",  # one vector over all parameters of the group, in their order
+    "list",  # several values; order and length are the optimizer's own
+]
+Dtype = Literal[
+    "parameter",  # the parameter's dtype
+    "gradient",  # the gradient's dtype, which is the parameter's unless set otherwise
+    "scalar",  # float32; float64 where that is torch's default dtype and the kernel is not fused
+    "python",  # a Python number or list, no tensor
+]
+Created = Literal[
+    "constructor",
+    "first gradient",  # in the first step in which the parameter has a gradient
+    "after first step",  # when that step has ended, or in a later one
+]
+Home = Literal["parameter", "step"]
+"""Where a slot lives. `parameter`: on the parameter's device. `step`: on the CPU unless the group is
+capturable or fused, then on the parameter's device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotSpec:
+    """One slot of an optimizer.
+
+    role, convention, of
+        What the slot means; see `optstate.state.roles`. `primary` marks the slot that the role's accessor
+        returns where an optimizer keeps several of one role.
+    shape, dtype, created, home
+        The rules by which the optimizer creates it.
+    when
+        The hyperparameter that must be true or non-zero for the slot to exist; `matrix` and `vector` mean
+        parameters of at least two, of fewer than two dimensions. None: always.
+    coefficient
+        The hyperparameter that drives it, such as `betas[0]`; None where there is none.
+    reset
+        Its value in a fresh state: a number, the name of a hyperparameter (`lr`), `parameter` (a copy of the
+        weights), or `delete` (a fresh state has no such key).
+    companions
+        The slots that must be reset or transplanted together with it, those of them that exist.
+    gradient_degree, lr_degree
+        By which power of k the slot scales when all gradients (the learning rate) scale by k; None where it
+        is no power.
+
+    Source of each row: the class's own code in torch; the registry's tests hold every row against `probe`.
+    """
+
+    role: Role
+    convention: Convention | None = None
+    of: Of | None = None
+    primary: bool = True
+    shape: Shape = "parameter"
+    dtype: Dtype = "parameter"
+    created: Created = "first gradient"
+    home: Home = "parameter"
+    when: str | None = None
+    coefficient: str | None = None
+    reset: float | str = 0.0
+    companions: tuple[str, ...] = ()
+    gradient_degree: int | None = 0
+    lr_degree: int | None = 0
+
+    def __post_init__(self) -> None:
+        for label, value, allowed in (
+            ("role", self.role, ROLES),
+            ("convention", self.convention, (None, *CONVENTIONS)),
+            ("of", self.of, (None, *OFS)),
+            ("shape", self.shape, get_args(Shape)),
+            ("dtype", self.dtype, get_args(Dtype)),
+            ("created", self.created, get_args(Created)),
+            ("home", self.home, get_args(Home)),
+        ):
+            if value not in allowed:
+                raise RegistryError(
+                    f"a slot's {label} cannot be {safe_text(value)!r}", expected=f"one of {', '.join(map(str, allowed))}"
+                )
+        if (self.convention is None) != (self.of is None):
+            raise RegistryError(
+                "a slot has a convention and what it is of, or neither",
+                found=f"convention={self.convention!r}, of={self.of!r}",
+            )
+
+    def exists(self, hyperparameters: Mapping[str, Any], ndim: int | None) -> bool:
+        """Whether the optimizer keeps this slot under these hyperparameters for a parameter of `ndim` dimensions.
+
+        An unknown `ndim` (None) or an absent hyperparameter counts as yes.
+        """
+        if self.when is None:
+            return True
+        if self.when in ("matrix", "vector"):
+            return ndim is None or (ndim >= 2) == (self.when == "matrix")
+        return bool(hyperparameters.get(self.when, True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSpec:
+    """One optimizer class: what it is called, what it keeps, and the param-group keys that it always has.
+
+    `hyperparameters` are keys that every version of the class writes; they recognise the class in a file that
+    does not name it; `fixed` are keys that it writes with one value only, if at all. `order_matters` marks
+    state that is laid out over all parameters in their order and kept under the first of them.
+
+    Raises `RegistryError` when the description contradicts itself.
+    """
+
+    name: str
+    slots: Mapping[str, SlotSpec]
+    hyperparameters: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    order_matters: bool = False
+
+    def __post_init__(self) -> None:
+        name = safe_text(self.name)
+        for key, slot in self.slots.items():
+            if not isinstance(slot, SlotSpec):
+                raise RegistryError(
+                    f"{name}: slot {safe_text(key)!r} is not described by a SlotSpec",
+                    found=f"a {type(slot).__name__}",
+                    todo="SlotSpec(role=...) says what it is",
+                )
+            strangers = set(slot.companions) - set(self.slots)
+            if strangers:
+                raise RegistryError(
+                    f"{name}: slot {safe_text(key)!r} has companions that the optimizer does not keep",
+                    found=listing(sorted(strangers)),
+                    expected=f"some of {listing(self.slots)}",
+                )
+        primary = [slot.role for slot in self.slots.values() if slot.primary and slot.role not in _SHARED_ROLES]
+        twice = sorted({role for role in primary if primary.count(role) > 1})
+        if twice:
+            raise RegistryError(f"{name}: two primary slots of role {', '.join(twice)}", todo="mark one primary=False")
+
+
+_SHARED_ROLES = frozenset({"other", "counter", "preconditioner"})
+"""Roles that no accessor asks for, so that several slots may have them as equals."""
+
+
+IMPLEMENTATION_FLAGS = frozenset({"foreach", "fused", "capturable", "differentiable"})
+"""Group keys that choose a kernel and not a result: they belong to the live program."""
+
+ALGORITHM_FLAGS = frozenset({"amsgrad", "nesterov", "maximize", "centered", "decoupled_weight_decay"})
+"""Group keys that change what the slots mean: a checkpoint and a program that differ in one do not fit."""
+
+
+def coefficient_value(coefficient: str, hyperparameters: Mapping[str, Any]) -> Any:
+    """The value that a coefficient such as `betas[0]` has in a group; None where the group lacks it."""
+    key, _, index = coefficient.partition("[")
+    value = hyperparameters.get(key)
+    if not index or value is None:
+        return value
+    position = int(index.removesuffix("]"))
+    return value[position] if isinstance(value, (tuple, list)) and len(value) > position else None
+
+
+def steady_gain(slot: SlotSpec, hyperparameters: Mapping[str, Any]) -> float | None:
+    """Value of a momentum slot under a constant input of 1 after infinitely many steps; None where unknown.
+
+    v = βv + (1-d)g tends to g(1-d)/(1-β), and grows without end for β ≥ 1; an average tends to g.
+
+    >>> steady_gain(SlotSpec(role="momentum", convention="accumulate", of="gradient", coefficient="momentum"),
+    ...             {"momentum": 0.75})
+    4.0
+    """
+    if slot.convention in ("ema", "ema_debiased"):
+        return 1.0
+    if slot.convention in ("accumulate", "accumulate_debiased") and slot.coefficient is not None:
+        beta = number(coefficient_value(slot.coefficient, hyperparameters))
+        dampening = number(hyperparameters.get("dampening", 0.0))
+        if beta is None or dampening is None:
+            return None
+        return (1.0 - dampening) / (1.0 - beta) if beta < 1.0 else inf
+    return None
+
+
+def number(value: Any) -> float | None:
+    """A hyperparameter as a float, also where it is a scalar tensor or a reference to one; None for any other."""
+    if isinstance(value, TensorRef):
+        value = value.item()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,191 @@
+"""Every optimizer that `torch.optim` exports, one row per slot.
+
+Read a row as: key, what kind of slot, which coefficient drives it, and how it differs from its kind; a fresh slot
+holds 0 unless `reset` says otherwise. Slots inside `_together` are coherent only as a whole.
+`tests/test_registry.py` holds each row against the numeric probe of the real class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from optstate.optimizers.spec import OptimizerSpec, SlotSpec
+
+# Kinds of slots.
+_COUNT = SlotSpec(role="step", shape="scalar", dtype="scalar", home="step")
+_MEAN = SlotSpec(role="momentum", convention="ema_debiased", of="gradient", gradient_degree=1)
+_SUM = SlotSpec(role="momentum", convention="accumulate", of="gradient", gradient_degree=1)
+_SQUARE = SlotSpec(role="second_moment", gradient_degree=2)
+_FACTOR = SlotSpec(role="factored_row", shape="row", dtype="gradient", when="matrix", gradient_degree=2)
+_SCALAR = SlotSpec(role="other", shape="scalar", dtype="scalar")  # on the parameter's device, unlike a count
+_HISTORY = SlotSpec(
+    role="preconditioner",
+    created="after first step",
+    reset="delete",
+    gradient_degree=None,
+    lr_degree=None,
+)
+
+
+def _together(**slots: SlotSpec) -> dict[str, SlotSpec]:
+    """Slots of which each is a companion of all others."""
+    return {key: replace(slot, companions=tuple(other for other in slots if other != key)) for key, slot in slots.items()}
+
+
+_ADAM_GROUP = ("lr", "betas", "eps", "weight_decay")
+_ADAM_SLOTS = _together(
+    step=_COUNT,
+    exp_avg=replace(_MEAN, coefficient="betas[0]"),
+    exp_avg_sq=replace(_SQUARE, coefficient="betas[1]"),
+    max_exp_avg_sq=replace(_SQUARE, role="max_second_moment", when="amsgrad"),
+)
+
+TORCH_OPTIM = (
+    OptimizerSpec(
+        name="torch.optim.sgd.SGD",
+        hyperparameters=("lr", "momentum", "dampening", "weight_decay", "nesterov"),
+        slots={
+            # Deleted, not zeroed: the first gradient enters an absent buffer undamped.
+            "momentum_buffer": replace(
+                _SUM, coefficient="momentum", when="momentum", dtype="gradient", reset="delete"
+            ),
+        },
+    ),
+    OptimizerSpec(
+        name="torch.optim.adam.Adam",
+        hyperparameters=(*_ADAM_GROUP, "amsgrad"),
+        slots=_ADAM_SLOTS,
+    ),
+    OptimizerSpec(
+        name="torch.optim.adamw.AdamW",
+        hyperparameters=(*_ADAM_GROUP, "amsgrad"),
+        fixed={"decoupled_weight_decay": True},
+        slots=_ADAM_SLOTS,
+    ),
+    OptimizerSpec(
+        name="torch.optim.nadam.NAdam",
+        hyperparameters=(*_ADAM_GROUP, "momentum_decay"),
+        slots=_together(
+            step=_COUNT,
+            mu_product=replace(_COUNT, role="other", coefficient="betas[0]", reset=1.0),
+            exp_avg=replace(_MEAN, coefficient="betas[0]"),
+            exp_avg_sq=replace(_SQUARE, coefficient="betas[1]"),
+        ),
+    ),
+    OptimizerSpec(
+        name="torch.optim.radam.RAdam",
+        # Many fused Adams of other libraries write the same four keys and the same slots, but no `foreach`.
+        hyperparameters=(*_ADAM_GROUP, "foreach"),
+        slots=_together(
+            step=_COUNT,
+            exp_avg=replace(_MEAN, coefficient="betas[0]"),
+            exp_avg_sq=replace(_SQUARE, coefficient="betas[1]"),
+        ),
+    ),
+    OptimizerSpec(
+        name="torch.optim.adamax.Adamax",
+        hyperparameters=_ADAM_GROUP,
+        slots=_together(
+            step=_COUNT,
+            exp_avg=replace(_MEAN, coefficient="betas[0]"),
+            exp_inf=SlotSpec(role="infinity_norm", coefficient="betas[1]", gradient_degree=1),
+        ),
+    ),
+    OptimizerSpec(
+        name="torch.optim.adagrad.Adagrad",
+        hyperparameters=("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"),
+        slots=_together(
+            step=replace(_COUNT, created="constructor"),
+            sum=replace(_SQUARE, created="constructor", reset="initial_accumulator_value"),
+        ),
+    ),
+    OptimizerSpec(
+        name="torch.optim.adadelta.Adadelta",
+        hyperparameters=("lr", "rho", "eps", "weight_decay"),
+        slots={
+            "step": _COUNT,  # counted, never used
+            **_together(
+                square_avg=replace(_SQUARE, coefficient="rho"),
+                acc_delta=SlotSpec(role="update_average", coefficient="rho"),
+            ),
+        },
+    ),
+    OptimizerSpec(
+        name="torch.optim.rmsprop.RMSprop",
+        hyperparameters=("lr", "momentum", "alpha", "eps", "centered", "weight_decay"),
+        slots={
+            "step": _COUNT,  # counted, never used
+            "momentum_buffer": replace(
+                _SUM, of="preconditioned", coefficient="momentum", when="momentum", gradient_degree=0
+            ),
+            **_together(
+                square_avg=replace(_SQUARE, coefficient="alpha"),
+                # The mean that centring subtracts: a statistic of the gradient, not the direction of the update.
+                grad_avg=replace(_MEAN, convention="ema", coefficient="alpha", when="centered", primary=False),
+            ),
+        },
+    ),
+    OptimizerSpec(
+        name="torch.optim.rprop.Rprop",
+        hyperparameters=("lr", "etas", "step_sizes"),
+        slots={
+            "step": _COUNT,  # counted, never used
+            **_together(
+                prev=SlotSpec(role="previous_gradient", gradient_degree=1),
+                step_size=SlotSpec(role="step_size", coefficient="etas", dtype="gradient", reset="lr", lr_degree=1),
+            ),
+        },
+    ),
+    OptimizerSpec(
+        name="torch.optim.asgd.ASGD",
+        hyperparameters=("lr", "lambd", "alpha", "t0", "weight_decay"),
+        slots=_together(
+            step=replace(_SCALAR, role="step"),
+            eta=replace(_SCALAR, role="step_size", coefficient="lr", reset="lr", lr_degree=1),
+            mu=replace(_SCALAR, coefficient="t0", reset=1.0),
+            ax=SlotSpec(role="averaged_weights", reset="parameter", gradient_degree=None, lr_degree=None),
+        ),
+    ),
+    OptimizerSpec(
+        name="torch.optim.sparse_adam.SparseAdam",
+        hyperparameters=("lr", "betas", "eps"),
+        slots=_together(
+            step=SlotSpec(role="step", shape="scalar", dtype="python", reset=0),
+            exp_avg=replace(_MEAN, coefficient="betas[0]"),
+            exp_avg_sq=replace(_SQUARE, coefficient="betas[1]"),
+        ),
+    ),
+    OptimizerSpec(
+        name="torch.optim.Adafactor",
+        hyperparameters=("lr", "beta2_decay", "eps", "d", "weight_decay"),
+        slots=_together(
+            step=_COUNT,
+            row_var=replace(_FACTOR, coefficient="beta2_decay"),
+            col_var=replace(_FACTOR, coefficient="beta2_decay", role="factored_column", shape="column"),
+            variance=replace(_SQUARE, coefficient="beta2_decay", when="vector", dtype="gradient"),
+        ),
+    ),
+    OptimizerSpec(
+        name="torch.optim.Muon",
+        hyperparameters=("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps"),
+        slots={"momentum_buffer": replace(_MEAN, convention="ema", coefficient="momentum", dtype="gradient")},
+    ),
+    OptimizerSpec(
+        name="torch.optim.lbfgs.LBFGS",
+        hyperparameters=("lr", "max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size"),
+        order_matters=True,
+        slots=_together(
+            func_evals=SlotSpec(role="counter", shape="scalar", dtype="python", reset="delete"),
+            n_iter=SlotSpec(role="counter", shape="scalar", dtype="python", reset="delete"),
+            prev_loss=replace(_HISTORY, role="other", shape="scalar", dtype="python"),
+            prev_flat_grad=replace(_HISTORY, role="previous_gradient", shape="flat", gradient_degree=1, lr_degree=0),
+            d=replace(_HISTORY, shape="flat"),
+            t=replace(_HISTORY, shape="scalar", dtype="python"),  # a tensor while there was a single iteration
+            H_diag=replace(_HISTORY, shape="scalar"),  # the number 1 while there was a single iteration
+            old_dirs=replace(_HISTORY, shape="list"),
+            old_stps=replace(_HISTORY, shape="list"),
+            ro=replace(_HISTORY, shape="list"),
+            al=replace(_HISTORY, shape="list"),
+        ),
+    ),
+)
