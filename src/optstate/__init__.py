@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from optstate.formats.verify import VerifyReport as VerifyReport
     from optstate.formats.verify import verify as verify
     from optstate.live.named import named_state_dict as named_state_dict
-    from optstate.live.probe import ProbeReport as ProbeReport
     from optstate.live.probe import probe as probe
     from optstate.live.view import attach as attach
+    from optstate.optimizers.probe_report import ProbeReport as ProbeReport
     from optstate.optimizers.registry import register as register
     from optstate.optimizers.spec import OptimizerSpec as OptimizerSpec
     from optstate.optimizers.spec import SlotSpec as SlotSpec
@@ -54,7 +54,7 @@ _MAP = {
     "OptimizerState": "state.optimizer_state",
     "OptstateError": "errors",
     "ParamState": "state.parameter",
-    "ProbeReport": "live.probe",
+    "ProbeReport": "optimizers.probe_report",
     "RestorePlan": "resume.plan",
     "Selection": "state.selection",
     "Slot": "state.slot",

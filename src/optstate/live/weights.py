@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -44,6 +45,25 @@ def live_weights(model: nn.Module) -> dict[str, Weight]:
             elif name != first.name and name not in first.aliases:
                 found[id(tensor)] = first._replace(aliases=(*first.aliases, name))
     return {weight.name: weight for weight in found.values()}
+
+
+class ExtraState:
+    """What the modules of a model keep besides tensors (`get_extra_state`), as one object to save and restore."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = modules_with_extra_state(model)
+
+    def __bool__(self) -> bool:
+        return bool(self._modules)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Each module's extra state, by the name that it has in the model's state dict."""
+        return {name: module.get_extra_state() for name, module in self._modules.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give each module its own back. Raises `KeyError` when one is missing."""
+        for name, module in self._modules.items():
+            module.set_extra_state(state[name])
 
 
 def modules_with_extra_state(model: nn.Module) -> dict[str, nn.Module]:

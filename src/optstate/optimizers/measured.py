@@ -9,7 +9,6 @@ from typing import Any
 
 from optstate.optimizers.spec import Created, Dtype, Shape, SlotSpec, coefficient_value, number, steady_gain
 from optstate.state.roles import Convention, Role
-from optstate.text import safe_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,7 @@ class MeasuredSlot:
 
     ranks: tuple[int, ...]
     shape: Shape | None
-    dtype: Dtype
+    dtype: Dtype | None
     created: Created
     fresh: float | str | None = None
     counts: bool = False
@@ -109,10 +108,11 @@ def close(one: float | str | None, other: float | str | None) -> bool:
 
 def structure_differences(described: SlotSpec, measured: MeasuredSlot) -> Iterator[str]:
     """Where shape, type or time of creation are not as described."""
-    rows = [("shape", described.shape, measured.shape or "list"), ("created", described.created, measured.created)]
-    if described.shape != "list":
-        rows.append(("dtype", described.dtype, measured.dtype))
-    for label, said, seen in rows:
+    for label, said, seen in (
+        ("shape", described.shape, measured.shape or "list"),
+        ("dtype", described.dtype, measured.dtype or described.dtype),
+        ("created", described.created, measured.created),
+    ):
         # All that a probe sees is that a slot exists once a step has ended.
         if said != seen and (said, seen) != ("after first step", "first gradient"):
             yield f"{label} described as {said}, measured {seen}"
@@ -121,23 +121,32 @@ def structure_differences(described: SlotSpec, measured: MeasuredSlot) -> Iterat
 def behaviour_differences(
     described: SlotSpec, measured: MeasuredSlot, hyperparameters: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Where role, fresh value, degrees, gain or coefficient are not as described."""
-    seen = "counter" if (described.role, measured.role) == ("counter", "step") else measured.role
-    if seen != described.role and (seen != "other" or described.role in _RECOGNISED):
-        yield f"role described as {described.role}, measured {seen}"
-    expected = hyperparameters.get(described.reset, described.reset)
-    if measured.fresh not in (None, expected) and not close(number(expected), measured.fresh):
-        yield f"fresh value described as {safe_text(expected)}, measured {safe_text(measured.fresh)}"
-    for label in ("gradient_degree", "lr_degree"):
-        if getattr(described, label) != getattr(measured, label):
-            found = getattr(measured, label)
-            yield f"{label} described as {getattr(described, label)}, measured {'no power' if found is None else found}"
+    """Where role, degrees, gain or coefficient are not as described."""
+    coefficient = number(coefficient_value(described.coefficient or "", hyperparameters))
+    if not _role_agrees(described.role, measured, coefficient):
+        yield f"role described as {described.role}, measured {measured.role}"
+    degrees = [("gradient_degree", described.gradient_degree, measured.gradient_degree)]
+    if number(hyperparameters.get("lr")):
+        degrees.append(("lr_degree", described.lr_degree, measured.lr_degree))
+    for label, said, seen in degrees:
+        if said != seen:
+            yield f"{label} described as {said}, measured {'no power' if seen is None else seen}"
     if described.convention is not None:
         yield from _convention_differences(described, measured, hyperparameters)
-    value = number(coefficient_value(described.coefficient or "", hyperparameters))
-    if value is not None and measured.decay not in (None, 0.0, 1.0) and not close(value, measured.decay):
-        fitting = " or ".join(measured.coefficients) or "no hyperparameter's value"
-        yield f"coefficient described as {described.coefficient} = {value:g}, measured {measured.decay:g}: {fitting}"
+    if coefficient is not None and measured.decay not in (None, 0.0, 1.0) and not close(coefficient, measured.decay):
+        fitting = " or ".join(measured.coefficients) or "the value of no hyperparameter"
+        yield (
+            f"coefficient described as {described.coefficient} = {coefficient:g}, "
+            f"measured a decay of {measured.decay:g}, {fitting}"
+        )
+
+
+def _role_agrees(described: Role, measured: MeasuredSlot, coefficient: float | None) -> bool:
+    if measured.role == "other":
+        return described not in _RECOGNISED
+    if described == "momentum" and coefficient == measured.decay == 0.0:
+        return measured.role == "previous_gradient"  # a mean that forgets at once
+    return measured.role == described or (described, measured.role) == ("counter", "step")
 
 
 def _convention_differences(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any, Literal
 
 from optstate.optimizers.measured import MeasuredSlot, behaviour_differences, close, structure_differences
@@ -24,6 +25,16 @@ class ProbeReport:
 
     `ranks` are the numbers of dimensions of the parameters that it was given, `group_state` the keys of its param
     group that stepping changes: state outside of the slots. Printing shows a table, one row per slot.
+
+    >>> print(optstate.probe(torch.optim.Rprop))
+    torch.optim.rprop.Rprop
+    lr 0.01 · etas (0.5, 1.2) · step_sizes (1e-06, 50)
+    probed with dense gradients on 1-d, 2-d, 3-d, 4-d parameters
+    <BLANKLINE>
+    SLOT       PARAMETERS  SHAPE      DTYPE      CREATED         FRESH  SIGN  GRADIENT^  LR^  DECAY  GAIN  SUGGESTS
+    step       all         scalar     scalar     first gradient  0      ≥0            0    0      –     –  step
+    prev       all         parameter  parameter  first gradient  0      ±             1    0      0     1  previous_gradient
+    step_size  all         parameter  gradient   first gradient  lr     ≥0            0    1      1     –  step_size
     """
 
     name: str
@@ -39,7 +50,10 @@ class ProbeReport:
         Not seen by a probe, and so taken on trust: the device of a slot, companions, what other hyperparameters
         would do, and where the optimizer needs a closure everything but shapes, types and times of creation.
 
-        >>> optstate.probe(torch.optim.Muon).differences(spec_of_an_accumulating_muon)
+        >>> report = optstate.probe(torch.optim.Muon)
+        >>> buffer = optstate.SlotSpec(role="momentum", convention="accumulate", of="gradient", dtype="gradient",
+        ...                            coefficient="momentum", gradient_degree=1)
+        >>> report.differences(optstate.OptimizerSpec(name=report.name, slots={"momentum_buffer": buffer}))
         ['momentum_buffer: convention described as accumulate of gradient, a steady gain of 20, measured 1']
         """
         keys = [*spec.slots, *(key for key in self.slots if key not in spec.slots)]
@@ -56,13 +70,27 @@ class ProbeReport:
                 yield "described, but not kept"
             return
         if expected != measured.ranks and not (expected and spec.order_matters):
-            yield f"described for parameters of {_dimensions(expected)}, kept for {_dimensions(measured.ranks)}"
+            yield f"described for {_parameters(expected)}, kept for {_parameters(measured.ranks)}"
         yield from structure_differences(described, measured)
-        if self.gradients != "closure":
-            yield from behaviour_differences(described, measured, self.hyperparameters)
+        if self.gradients == "closure":
+            return
+        # An empty entry is how state starts, so forgetting all of it is always a reset.
+        if any(slot.reset != "delete" for slot in spec.slots.values()):
+            yield from self._fresh_difference(described, measured)
+        yield from behaviour_differences(described, measured, self.hyperparameters)
+
+    def _fresh_difference(self, described: SlotSpec, measured: MeasuredSlot) -> Iterator[str]:
+        said = described.reset
+        by_name = isinstance(said, str) and said in self.hyperparameters
+        value = number(self.hyperparameters[str(said)]) if by_name else said
+        if measured.fresh not in (None, value) and not close(value, measured.fresh):
+            yield f"fresh value described as {safe_text(said)}, measured {safe_text(measured.fresh)}"
 
     def suggestion(self) -> OptimizerSpec:
-        """The description that the measurement suggests; each slot is a companion of all others, to be safe."""
+        """The description that the measurement suggests; each slot is a companion of all others, to be safe.
+
+        Evidence, not proof: a moment kept in a rotated basis behaves as one that is not.
+        """
         slots: dict[str, SlotSpec] = {}
         for key, slot in self.slots.items():
             taken = {other.role for other in slots.values()}
@@ -74,7 +102,7 @@ class ProbeReport:
                 of=None if convention is None else "gradient" if slot.gradient_degree == 1 else "preconditioned",
                 primary=role not in taken or role in ("counter", "other"),
                 shape=slot.shape or "list",
-                dtype=slot.dtype,
+                dtype=slot.dtype or "parameter",
                 created=slot.created,
                 when=self._when(slot),
                 coefficient=slot.coefficients[0] if slot.coefficients else None,
@@ -84,26 +112,35 @@ class ProbeReport:
                 lr_degree=slot.lr_degree,
             )
         hyperparameters = tuple(key for key in self.hyperparameters if key not in IMPLEMENTATION_FLAGS)
-        return OptimizerSpec(name=self.name, slots=slots, hyperparameters=hyperparameters)
+        laid_out = any(slot.shape == "flat" for slot in slots.values())
+        return OptimizerSpec(name=self.name, slots=slots, hyperparameters=hyperparameters, order_matters=laid_out)
 
     def registration(self) -> str:
         """Python text that registers the suggestion: to read, to correct where one knows more, and to paste.
 
-        >>> print(optstate.probe(torch.optim.Muon).registration())
+        >>> print(optstate.probe(torch.optim.Rprop).registration())
         optstate.register(
-            'torch.optim.Muon',
+            'torch.optim.rprop.Rprop',
             {
-                'momentum_buffer': optstate.SlotSpec(role='momentum', convention='ema', of='gradient', ...),
+                'step': optstate.SlotSpec(role='step', shape='scalar', dtype='scalar', companions=('prev', 'step_size')),
+                'prev': optstate.SlotSpec(role='previous_gradient', companions=('step', 'step_size'), gradient_degree=1),
+                'step_size': optstate.SlotSpec(role='step_size', dtype='gradient', reset='lr', companions=('step', 'prev'), lr_degree=1),
             },
-            hyperparameters=('lr', 'weight_decay', 'momentum', ...),
+            hyperparameters=('lr', 'etas', 'step_sizes', 'maximize'),
         )
         """
         spec = self.suggestion()
-        rows = "".join(f"        {key!r}: {_as_python(slot)},\n" for key, slot in spec.slots.items())
-        return (
-            f"optstate.register(\n    {spec.name!r},\n    {{\n{rows}    }},\n"
-            f"    hyperparameters={spec.hyperparameters!r},\n)"
-        )
+        lines = [
+            "optstate.register(",
+            f"    {spec.name!r},",
+            "    {",
+            *(f"        {key!r}: {_as_python(slot)}," for key, slot in spec.slots.items()),
+            "    },",
+            f"    hyperparameters={spec.hyperparameters!r},",
+            *(["    order_matters=True,"] if spec.order_matters else []),
+            ")",
+        ]
+        return "\n".join(lines)
 
     def _when(self, slot: MeasuredSlot) -> str | None:
         conditions = {
@@ -127,21 +164,23 @@ class ProbeReport:
             for key, value in self.hyperparameters.items()
             if value is not None and value is not False
         )
-        notes = [] if self.slots else ["it keeps no state, configured as it is"]
-        if self.gradients == "closure":
-            notes.append("it evaluates a closure itself: only the structure of its state was measured")
-        if self.group_state:
-            notes.append(f"stepping also changes its param group: {listing(self.group_state)}")
+        momenta = [key for key, slot in self.slots.items() if slot.role == "momentum" and slot.debiased is None]
+        remarks = {
+            "it keeps no state, configured as it is": not self.slots,
+            "it evaluates a closure itself: only the structure of its state was measured": self.gradients == "closure",
+            f"stepping also changes its param group: {listing(self.group_state)}": self.group_state,
+            f"whether the update debiases it could not be seen: {listing(momenta)}": momenta,
+        }
         return Table(
             title=[
                 safe_text(self.name),
                 values,
-                f"probed with {self.gradients} gradients on parameters of {_dimensions(self.ranks)}",
+                f"probed with {_GIVEN[self.gradients]} on {_parameters(self.ranks)}",
             ],
             header=_HEADER,
             rows=[self._row(key, slot) for key, slot in self.slots.items()],
-            notes=notes,
-            right=frozenset({"GRADIENT", "LR", "DECAY", "GAIN"}),
+            notes=[remark for remark, applies in remarks.items() if applies],
+            right=frozenset({"GRADIENT^", "LR^", "DECAY", "GAIN"}),
         ).text()
 
     __repr__ = __str__
@@ -150,16 +189,13 @@ class ProbeReport:
         convention = slot.convention(self.hyperparameters)
         return [
             safe_text(key, 40),
-            "all" if slot.ranks == self.ranks else _dimensions(slot.ranks),
-            slot.shape or "?",
-            slot.dtype,
+            "all" if slot.ranks == self.ranks else ", ".join(f"{rank}-d" for rank in slot.ranks),
+            slot.shape or _UNKNOWN,
+            slot.dtype or _UNKNOWN,
             slot.created,
-            _UNKNOWN if slot.fresh is None else format_number(self._reset(slot)),
+            _UNKNOWN if slot.fresh is None else _number(self._reset(slot)),
             _SIGNS[slot.signed],
-            *(
-                _UNKNOWN if value is None else format_number(value)
-                for value in (slot.gradient_degree, slot.lr_degree, slot.decay, slot.gain)
-            ),
+            *map(_number, (slot.gradient_degree, slot.lr_degree, slot.decay, slot.gain)),
             slot.role if convention is None else f"{slot.role}, {convention}",
         ]
 
@@ -180,19 +216,26 @@ _HEADER = (
 )
 _UNKNOWN = "–"
 _SIGNS = {None: _UNKNOWN, True: "±", False: "≥0"}
+_GIVEN = {"dense": "dense gradients", "sparse": "sparse gradients", "closure": "a closure"}
 
 
-def _dimensions(ranks: tuple[int, ...]) -> str:
-    """`1, 2 dimensions`, or `none` where there are no ranks."""
-    return f"{', '.join(map(str, ranks))} dimensions" if ranks else "no dimensions at all"
+def _number(value: float | str | None) -> str:
+    if value is None:
+        return _UNKNOWN
+    return safe_text(value) if isinstance(value, str) else format_number(value)
+
+
+def _parameters(ranks: tuple[int, ...]) -> str:
+    return f"{', '.join(f'{rank}-d' for rank in ranks)} parameters" if ranks else "no parameter"
 
 
 def _as_python(slot: SlotSpec) -> str:
     """`SlotSpec` as a call that leaves out what is default."""
-    defaults = SlotSpec(role=slot.role)
-    given = [f"role={slot.role!r}"] + [
-        f"{field.name}={getattr(slot, field.name)!r}"
-        for field in fields(slot)
-        if getattr(slot, field.name) != getattr(defaults, field.name)
-    ]
-    return f"optstate.SlotSpec({', '.join(given)})"
+    default = SlotSpec(role=slot.role)
+    given = {field.name: getattr(slot, field.name) for field in fields(slot)}
+    told = [f"{name}={_literal(value)}" for name, value in given.items() if value != getattr(default, name)]
+    return f"optstate.SlotSpec({', '.join([f'role={slot.role!r}', *told])})"
+
+
+def _literal(value: object) -> str:
+    return f"float('{value}')" if value in (inf, -inf) else repr(value)

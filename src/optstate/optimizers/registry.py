@@ -8,7 +8,7 @@ from inspect import unwrap
 from typing import Any
 
 from optstate.errors import RegistryError
-from optstate.optimizers.spec import OptimizerSpec, SlotSpec
+from optstate.optimizers.spec import IMPLEMENTATION_FLAGS, OptimizerSpec, SlotSpec
 from optstate.optimizers.torch_optim import TORCH_OPTIM
 from optstate.text import listing, safe_text
 
@@ -39,9 +39,12 @@ def by_class(cls: type) -> OptimizerSpec | None:
     for ancestor in cls.__mro__:
         spec = _SPECS.get(qualified_name(ancestor))
         if spec is not None:
-            inherits = all(_method(cls, name) is _method(ancestor, name) for name in ("step", "_init_group"))
-            return spec if inherits else None
+            return spec if ancestor is cls or _steps_alike(cls, ancestor) else None
     return None
+
+
+def _steps_alike(cls: type, ancestor: type) -> bool:
+    return all(_method(cls, name) is _method(ancestor, name) for name in ("step", "_init_group"))
 
 
 def _method(cls: type, name: str) -> object:
@@ -66,10 +69,10 @@ def by_contents(group: Mapping[str, Any], keys: Collection[str]) -> tuple[Optimi
 
 def _evidence(spec: OptimizerSpec, group: Mapping[str, Any], keys: Collection[str]) -> int:
     """How many group keys speak for a class; 0 when something speaks against it."""
-    expected = [key in group for key in spec.hyperparameters]
     fixed = [group[key] == value for key, value in spec.fixed.items() if key in group]
-    fits = all(expected) and all(fixed) and set(keys) <= set(spec.slots)
-    return len(expected) + len(fixed) if fits else 0
+    fits = set(spec.hyperparameters) <= set(group) and all(fixed) and set(keys) <= set(spec.slots)
+    # Flags that every class has may be required of a group, but they speak for none.
+    return len(set(spec.hyperparameters) - IMPLEMENTATION_FLAGS) + len(fixed) if fits else 0
 
 
 def register(
@@ -111,17 +114,20 @@ def register(
             found=new,
             todo="describe it once; a subclass with a step of its own may be described differently",
         )
-    return spec
+    return known
 
 
 def _contrast(known: OptimizerSpec, spec: OptimizerSpec) -> tuple[str, str]:
     """The first thing in which two descriptions differ, as each says it."""
     if known.slots.keys() != spec.slots.keys():
         return f"slots {listing(known.slots)}", f"slots {listing(spec.slots)}"
-    pairs = [(f"{safe_text(key)}: ", known.slots[key], spec.slots[key]) for key in known.slots]
+    pairs: list[tuple[str, OptimizerSpec | SlotSpec, OptimizerSpec | SlotSpec]] = [
+        *((f"{safe_text(key)}: ", known.slots[key], spec.slots[key]) for key in known.slots),
+        ("", known, spec),
+    ]
     return next(
         (f"{where}{field.name}={safe_text(old)}", f"{where}{field.name}={safe_text(new)}")
-        for where, one, other in [*pairs, ("", known, spec)]
+        for where, one, other in pairs
         for field in fields(one)
         if (old := getattr(one, field.name)) != (new := getattr(other, field.name))
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from optstate.errors import RegistryError
@@ -61,6 +60,12 @@ class SlotSpec:
         is no power.
 
     Source of each row: the class's own code in torch; the registry's tests hold every row against `probe`.
+    Raises `RegistryError` for a word that is not in its list.
+
+    >>> slot = optstate.SlotSpec(role="momentum", convention="accumulate", of="gradient", when="momentum",
+    ...                          coefficient="momentum", reset="delete", gradient_degree=1)
+    >>> slot.exists({"momentum": 0.9}, ndim=2), slot.exists({"momentum": 0.0}, ndim=2)
+    (True, False)
     """
 
     role: Role
@@ -90,8 +95,16 @@ class SlotSpec:
         ):
             if value not in allowed:
                 raise RegistryError(
-                    f"a slot's {label} cannot be {safe_text(value)!r}", expected=f"one of {', '.join(map(str, allowed))}"
+                    f"a slot's {label} cannot be {safe_text(value)!r}",
+                    expected=f"one of {', '.join(map(str, allowed))}",
                 )
+        _, bracket, index = (self.coefficient or "").partition("[")
+        if bracket and not index.removesuffix("]").isdecimal():
+            raise RegistryError(
+                "a slot's coefficient is a hyperparameter or one element of it",
+                expected="such as momentum or betas[0]",
+                found=safe_text(self.coefficient),
+            )
         if (self.convention is None) != (self.of is None):
             raise RegistryError(
                 "a slot has a convention and what it is of, or neither",
@@ -119,6 +132,11 @@ class OptimizerSpec:
     state that is laid out over all parameters in their order and kept under the first of them.
 
     Raises `RegistryError` when the description contradicts itself.
+
+    >>> average = optstate.SlotSpec(role="momentum", convention="ema", of="gradient", gradient_degree=1)
+    >>> spec = optstate.OptimizerSpec(name="lion_pytorch.Lion", slots={"exp_avg": average})
+    >>> optstate.probe(torch.optim.Muon).differences(spec)
+    ['exp_avg: described, but not kept', 'momentum_buffer: kept, but not described']
     """
 
     name: str
@@ -192,9 +210,8 @@ def steady_gain(slot: SlotSpec, hyperparameters: Mapping[str, Any]) -> float | N
 
 def number(value: Any) -> float | None:
     """A hyperparameter as a float, also where it is a scalar tensor or a reference to one; None for any other."""
-    if isinstance(value, TensorRef):
-        value = value.item()
     try:
-        return float(value)
+        plain: Any = value.item() if isinstance(value, TensorRef) else value
+        return float(plain)
     except (TypeError, ValueError):
         return None

@@ -20,6 +20,7 @@ _FACTOR = SlotSpec(role="factored_row", shape="row", dtype="gradient", when="mat
 _SCALAR = SlotSpec(role="other", shape="scalar", dtype="scalar")  # on the parameter's device, unlike a count
 _HISTORY = SlotSpec(
     role="preconditioner",
+    dtype="gradient",
     created="after first step",
     reset="delete",
     gradient_degree=None,
@@ -29,7 +30,9 @@ _HISTORY = SlotSpec(
 
 def _together(**slots: SlotSpec) -> dict[str, SlotSpec]:
     """Slots of which each is a companion of all others."""
-    return {key: replace(slot, companions=tuple(other for other in slots if other != key)) for key, slot in slots.items()}
+    return {
+        key: replace(slot, companions=tuple(other for other in slots if other != key)) for key, slot in slots.items()
+    }
 
 
 _ADAM_GROUP = ("lr", "betas", "eps", "weight_decay")
@@ -46,9 +49,7 @@ TORCH_OPTIM = (
         hyperparameters=("lr", "momentum", "dampening", "weight_decay", "nesterov"),
         slots={
             # Deleted, not zeroed: the first gradient enters an absent buffer undamped.
-            "momentum_buffer": replace(
-                _SUM, coefficient="momentum", when="momentum", dtype="gradient", reset="delete"
-            ),
+            "momentum_buffer": replace(_SUM, coefficient="momentum", when="momentum", dtype="gradient", reset="delete"),
         },
     ),
     OptimizerSpec(

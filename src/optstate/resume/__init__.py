@@ -1,0 +1,1 @@
+"""Putting saved state back: a plan that prints itself, then applies all or nothing."""
