@@ -328,12 +328,11 @@ def test_extra_state_of_modules_comes_back(tmp_path):
         def set_extra_state(self, state):
             self.seen = state["seen"]
 
-    model = nn.Sequential(Memory(2, 2))
-    model[0].seen = 7
-    path = optstate.save(tmp_path / "ck", model=model)
-    other = nn.Sequential(Memory(2, 2))
-    assert optstate.restore(path, model=other).exact
-    assert other[0].seen == 7
+    memory, other = Memory(2, 2), Memory(2, 2)
+    memory.seen = 7
+    path = optstate.save(tmp_path / "ck", model=nn.Sequential(memory))
+    assert optstate.restore(path, model=nn.Sequential(other)).exact
+    assert other.seen == 7
 
 
 def test_an_object_of_another_class_is_a_fault(tmp_path):

@@ -24,6 +24,12 @@ OptstateError
 
 A message says what, where (by name), expected, found, and what to do next; each is a field, so programs
 need not parse text.
+
+>>> try:
+...     state["0.wieght"]
+... except optstate.errors.NoSuchParameter as error:
+...     error.what
+"no parameter is named '0.wieght'"
 """
 
 from __future__ import annotations
@@ -36,6 +42,12 @@ class OptstateError(Exception):
 
     Fields: `what` (one sentence), `where` (file and name), `expected`, `found`, `todo` (the next step);
     each may be None but the first. Foreign text in them must have passed `text.safe_text`.
+
+    >>> try:
+    ...     state.select("layers.*")
+    ... except optstate.OptstateError as error:
+    ...     print(error.todo)
+    list(state) shows every name
     """
 
     def __init__(

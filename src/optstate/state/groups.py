@@ -9,7 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A param group: its hyperparameters, and the names of its parameters in the optimizer's order."""
+    """A param group: its hyperparameters, and the names of its parameters in the optimizer's order.
+
+    `index` counts within the optimizer. Tensors among the hyperparameters are references.
+
+    >>> group = state.groups[0]
+    >>> group.parameters[0], group.hyperparameters["betas"]
+    ('0.weight', (0.9, 0.999))
+    """
 
     optimizer: str
     index: int
@@ -25,6 +32,10 @@ class OptimizerInfo:
     not say and its contents fit no known class; `inferred` marks a class deduced from the contents, of which
     `class_name` then is the first and `alternatives` the others that fit as well. `known` says whether the
     registry describes the class.
+
+    >>> info = state.optimizers[""]
+    >>> info.class_name, info.short_name, info.known
+    ('torch.optim.adamw.AdamW', 'AdamW', True)
     """
 
     name: str
@@ -36,7 +47,7 @@ class OptimizerInfo:
 
     @property
     def short_name(self) -> str:
-        """The class without its module, `(?)` after an inferred one; `unknown` where there is none."""
+        """The class without its module, `?` after an inferred one; `unknown` where there is none."""
         if self.class_name is None:
             return "unknown"
         names = [name.rpartition(".")[2] for name in (self.class_name, *self.alternatives)]

@@ -46,6 +46,10 @@ class ParamState:
     """One parameter with its slots: a view that reads anew at each access and never holds a tensor.
 
     `p["exp_avg"]` is a slot by its key; `p.momentum`, `p.second_moment` and `p.step` are slots by role.
+
+    >>> p = state["0.weight"]
+    >>> p.step.item(), p.momentum.key, p["exp_avg_sq"].role
+    (3.0, 'exp_avg', 'second_moment')
     """
 
     __slots__ = ("_reader", "facts")
@@ -112,7 +116,7 @@ class ParamState:
 
     def __str__(self) -> str:
         facts = self.facts
-        shape = "shape unknown" if facts.shape is None else f"{facts.dtype} {list(facts.shape)}"
+        shape = "shape unknown" if facts.shape is None else f"{facts.dtype or '?'} {list(facts.shape)}"
         lines = [f"{safe_text(self.name)}  {shape}  group {facts.group}  name by {facts.certainty}"]
         lines += [f"  {str(slot).partition('/')[2]}" for slot in self.slots.values()]
         lines += [f"  no {role}: {absence.sentence}" for role, absence in self.absences.items()]

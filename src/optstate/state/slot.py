@@ -24,6 +24,10 @@ class Slot:
 
     `convention` and `of` say how a momentum accumulates and what; they are None for other roles and where
     it is not known. `primary` marks the one slot that the role's accessor returns.
+
+    >>> slot = state["0.weight"].momentum
+    >>> slot.key, slot.role, slot.convention, slot.of, slot.dtype, slot.shape
+    ('exp_avg', 'momentum', 'ema_debiased', 'gradient', 'float32', (8, 4))
     """
 
     parameter: str

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """`norm` is the L2 norm of the finite values; the counts are of elements."""
+    """`norm` is the L2 norm of the finite values, infinite where its square leaves float64; the counts are of elements."""
 
     elements: int
     norm: float
@@ -31,18 +31,19 @@ def stats(ref: TensorRef) -> Stats:
 
     elements = nonfinite = zeros = 0
     square = 0.0
-    for block in ref.blocks():
-        elements += block.size
-        zeros += block.size - int(np.count_nonzero(block))
-        wide = _parts(block)
-        total = float(np.dot(wide, wide))
-        # A finite sum of squares proves every element finite; only a block that fails is looked at again.
-        if not np.isfinite(total):
-            finite = np.isfinite(block.astype(np.complex128 if block.dtype.kind == "c" else np.float64))
-            nonfinite += block.size - int(np.count_nonzero(finite))
-            wide = _parts(block[finite])
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow is a result here, not an accident
+        for block in ref.blocks():
+            elements += block.size
+            zeros += block.size - int(np.count_nonzero(block))
+            wide = _parts(block)
             total = float(np.dot(wide, wide))
-        square += total
+            # A finite sum of squares proves every element finite; only a block that fails is looked at again.
+            if not np.isfinite(total):
+                finite = np.isfinite(block.astype(np.complex128 if block.dtype.kind == "c" else np.float64))
+                nonfinite += block.size - int(np.count_nonzero(finite))
+                wide = _parts(block[finite])
+                total = float(np.dot(wide, wide))
+            square += total
     return Stats(elements, sqrt(square), nonfinite, zeros)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
 from optstate.state.absence import Absence
 from optstate.state.groups import Group, OptimizerInfo
 from optstate.state.parameter import ParamState
-from optstate.state.roles import Role
+from optstate.state.roles import Certainty, Role
 from optstate.state.slot import Slot, format_number
 from optstate.state.stats import Stats, stats
 from optstate.state.tensors import TensorRef
@@ -67,6 +66,8 @@ class Table:
 
     def html(self) -> str:
         """An HTML fragment without script or style sheet; every string is escaped here."""
+        from html import escape
+
         head = "".join(f"<th>{escape(label)}</th>" for label in self.header)
         body = "".join(
             "<tr>" + "".join(f"<td><code>{escape(cell)}</code></td>" for cell in row) + "</tr>" for row in self.rows
@@ -89,17 +90,23 @@ def state_table(
     unless it is in `measured`.
     """
     every = list(state)
-    chosen = every if names is None else list(names)
+    chosen = [state[name] for name in (every if names is None else names)]
     shown, hidden = _elide(chosen, limit)
-    rows = [_row(state[name], measured or {}) for name in shown]
+    certainties = Counter(parameter.facts.certainty for parameter in chosen)
+    header = _HEADER if len(certainties) > 1 else tuple(label for label in _HEADER if label != _NAME_BY)
+    rows = [[cell for label, cell in _row(parameter, measured or {}) if label in header] for parameter in shown]
     if hidden:
-        rows.insert(len(shown) * 2 // 3, [f"… {hidden:,} more", *[""] * (len(_HEADER) - 1)])
+        rows.insert(len(shown) * 2 // 3, [f"… {hidden:,} more", *[""] * (len(header) - 1)])
     return Table(
-        title=[_headline(state, every), *([] if names is None else [f"selected: {count(len(chosen), 'parameter')}"])],
-        header=_HEADER,
+        title=[
+            _headline(state, every),
+            *([] if names is None else [f"selected: {count(len(chosen), 'parameter')}"]),
+            *_certainty_line(certainties),
+        ],
+        header=header,
         rows=rows,
         notes=[
-            *_absence_notes(state[name] for name in chosen),
+            *_absence_notes(chosen),
             *_group_notes(state.groups, limit),
             *_left_out_notes(state.left_out),
         ],
@@ -107,25 +114,27 @@ def state_table(
     )
 
 
-_HEADER = ("PARAMETER", "SHAPE", "DTYPE", "GROUP", "STEP", "MOMENTUM", "SECOND MOMENT", "OTHER SLOTS")
+_NAME_BY = "NAME BY"  # a column only where some names are surer than others
+_HEADER = ("PARAMETER", _NAME_BY, "SHAPE", "DTYPE", "GROUP", "STEP", "MOMENTUM", "SECOND MOMENT", "OTHER SLOTS")
 _SHOWN_BY_ROLE: tuple[Role, ...] = ("step", "momentum", "second_moment")
 
 
-def _row(parameter: ParamState, measured: Measured) -> list[str]:
+def _row(parameter: ParamState, measured: Measured) -> Iterator[tuple[str, str]]:
     facts, slots = parameter.facts, parameter.slots
     by_role = {slot.role: slot for slot in slots.values() if slot.primary and slot.role in _SHOWN_BY_ROLE}
     others = [slot for slot in slots.values() if by_role.get(slot.role) is not slot]
-    group = str(facts.group) if not facts.optimizer else f"{safe_text(facts.optimizer, 24)}:{facts.group}"
-    return [
-        safe_text(facts.name) + ("" if facts.certainty in ("identity", "file") else f"  ({facts.certainty})"),
+    cells = (
+        safe_text(facts.name),
+        facts.certainty,
         "?" if facts.shape is None else "×".join(map(str, facts.shape)) or "scalar",
         facts.dtype or "?",
-        group,
+        str(facts.group) if not facts.optimizer else f"{safe_text(facts.optimizer, 24)}:{facts.group}",
         _step(by_role.get("step")),
         _moment(by_role.get("momentum"), measured),
         _moment(by_role.get("second_moment"), measured),
         ", ".join(_with_stats(slot, measured.get((slot.parameter, slot.key))) for slot in others),
-    ]
+    )
+    return zip(_HEADER, cells, strict=True)
 
 
 def _step(slot: Slot | None) -> str:
@@ -206,13 +215,25 @@ def _left_out_notes(left_out: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{reason}: {listing(names)}" for reason, names in left_out.items() if names]
 
 
-def _elide(names: list[str], limit: int | None) -> tuple[list[str], int]:
-    if limit is None or len(names) <= limit:
-        return names, 0
+def _elide(parameters: list[ParamState], limit: int | None) -> tuple[list[ParamState], int]:
+    if limit is None or len(parameters) <= limit:
+        return parameters, 0
     head = limit * 2 // 3
-    return names[:head] + names[len(names) - (limit - head) :], len(names) - limit
+    return parameters[:head] + parameters[len(parameters) - (limit - head) :], len(parameters) - limit
 
 
-def certainty_counts(state: Printable) -> Counter[str]:
-    """How many names have each certainty."""
-    return Counter(state[name].facts.certainty for name in state)
+_HOW_SURE: Mapping[Certainty, str] = {
+    "identity": "by identity, from the live objects",
+    "file": "written beside the state in the file",
+    "recorded": "recorded by torch (param_names), evidence only",
+    "rule": "by the writer's order, every shape agrees",
+    "shapes": "by their shapes alone",
+    "position": "by position, the file holds no names",
+}
+
+
+def _certainty_line(certainties: Counter[Certainty]) -> list[str]:
+    """How sure the names are; nothing where all are those of live objects."""
+    if set(certainties) <= {"identity"}:
+        return []
+    return ["names: " + " · ".join(f"{number:,} {_HOW_SURE[how]}" for how, number in certainties.most_common())]

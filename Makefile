@@ -1,0 +1,61 @@
+# `make` explains itself. Everything here needs Python 3.11 or newer, called python3 or by its version.
+# One line per target: what `## ` says is the help.
+
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup check test test-all bench demo docs build clean
+
+# The first Python on the path that is new enough.
+PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+PAGES := README.md CONTRIBUTING.md $(wildcard docs/*.md)
+
+# The suite runs in WORKERS processes; 0 is this one alone, for a debugger. One thread each: small tensors gain
+# nothing from more, and together they would fight for the cores.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## prepare .venv with everything (two minutes the first time, nothing when it is ready)
+
+# The mark is the last thing made and goes first: a setup that was cut short starts again from nothing.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "optstate needs Python 3.11 or newer; none was found on the path" >&2; exit 2; }
+	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	rm -f $@
+	$(RUN) -m pip install --upgrade "pip>=25.1"
+	$(RUN) -m pip install --constraint constraints.txt --editable ".[torch]" --group dev
+	touch $@
+
+check: $(READY) ## format, lint and types
+	$(RUN) -m ruff format --check
+	$(RUN) -m ruff check
+	$(RUN) -m mypy
+
+test: check ## check, then run the tests, fast ones first
+	$(PYTEST)
+
+test-all: check ## check, then run the tests with the large matrices whole
+	$(PYTEST) --whole
+
+bench: $(READY) ## measure against the peers and the limits of this machine
+	$(RUN) -m bench
+
+demo: $(READY) ## train, kill, resume, and prove that the resumed run is the uninterrupted one
+	$(RUN) -m demo
+
+docs: $(READY) ## run the pages and put their real output in place
+	$(RUN) tools/pages.py --write $(PAGES)
+
+build: $(READY) ## make wheel and source distribution in dist/
+	$(RUN) -m build --no-isolation
+
+clean: ## remove what the other targets made, all but .venv
+	rm -rf build dist demo-report.html demo-runs bench-results .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests tools demo bench -name __pycache__ -type d -exec rm -rf {} +
