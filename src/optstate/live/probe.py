@@ -16,7 +16,6 @@ from optstate.optimizers.probe_report import Gradients, ProbeReport
 from optstate.optimizers.registry import beneath_hooks, qualified_name
 from optstate.text import safe_text
 
-
 # Sizes differ, so that a row, a column and the flattened whole cannot be confused.
 _SHAPES: tuple[tuple[tuple[int, ...], ...], ...] = (
     ((6,), MATRIX, (2, 4, 5), (3, 2, 4, 5)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,10 @@ class Staged:
     objects: Sequence[tuple[ObjectDecision, Any]]
 
 
+READERS = 2
+"""Threads that read and verify; more gain little, and a machine that trains has work of its own."""
+
+
 def stage(
     weights: Sequence[WeightDecision],
     slots: Sequence[SlotDecision],
@@ -47,13 +52,18 @@ def stage(
     objects: Sequence[ObjectDecision],
 ) -> Staged:
     """Read everything that a plan will write. Reading verifies each digest, so `Damaged` is raised here or never."""
-    entries: dict[str, dict[str, Any]] = {}
-    for item in slots:
-        entry = entries.setdefault(item.parameter, {})
-        if item.key is not None:
-            entry[item.key] = materialise(item.saved)
+    # Reading and hashing leave the interpreter's lock, so two readers keep a disk or a memory bus busy.
+    with ThreadPoolExecutor(READERS) as readers:
+        weight_values = readers.map(materialise, [item.saved for item in weights])
+        slot_values = readers.map(materialise, [item.saved for item in slots])
+        staged_weights = {item.name: value for item, value in zip(weights, weight_values, strict=True)}
+        entries: dict[str, dict[str, Any]] = {}
+        for item, value in zip(slots, slot_values, strict=True):
+            entry = entries.setdefault(item.parameter, {})
+            if item.key is not None:
+                entry[item.key] = value
     return Staged(
-        {item.name: materialise(item.saved) for item in weights},
+        staged_weights,
         entries,
         [(item, materialise(item.saved)) for item in hyperparameters if item.changes],
         [(item, materialise(item.saved)) for item in objects],
@@ -109,15 +119,29 @@ def _write_weights(live: Live, staged: Staged, undo: Undo) -> None:
 
 def _exchange(name: str, target: torch.Tensor, value: torch.Tensor, undo: Undo) -> None:
     """Write `value` into the storage of `target`, and keep the old content in the memory of `value`."""
-    target = target.detach()
-    before = target.to(value.device, copy=True)
+    done: list[tuple[torch.Tensor, torch.Tensor]] = []  # pairs of a place and what was there
 
     def put_back() -> None:
-        target.copy_(value)
+        for place, before in done:
+            place.copy_(before)
 
-    target.copy_(value)
-    value.copy_(before)
     undo.steps.append((name, put_back))
+    for ours, theirs in _blocks(target.detach(), value):
+        before = ours.to(theirs.device, copy=True)
+        done.append((ours, before))  # first, so that an interrupt in the middle of a block can be undone
+        ours.copy_(theirs)
+        theirs.copy_(before)
+        done[-1] = (ours, theirs)
+
+
+_BLOCK = 1 << 18  # elements: two blocks and the copy of one fit into a processor's cache
+
+
+def _blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Two tensors of one shape as pairs of blocks that stay in the processor's cache; as they are if not dense."""
+    if not (a.is_contiguous() and b.is_contiguous()):
+        return iter([(a, b)])
+    return zip(a.view(-1).split(_BLOCK), b.view(-1).split(_BLOCK), strict=True)
 
 
 def _write_entries(state: LiveSource, staged: Staged, undo: Undo) -> None:

@@ -149,7 +149,7 @@ def _moment(slot: Slot | None, measured: Measured) -> str:
     if slot is None:
         return "–"
     known = measured.get((slot.parameter, slot.key))
-    if known is None and isinstance(slot.value, TensorRef) and hasattr(slot.value, "tensor"):
+    if known is None and hasattr(slot.value, "tensor") and isinstance(slot.value, TensorRef):
         known = stats(slot.value)
     return _with_stats(slot, known)
 

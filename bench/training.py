@@ -1,0 +1,36 @@
+"""The training state that is measured: blocks of linear layers under AdamW, after one step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+BYTES_PER_PARAMETER = 12  # a float32 weight and two moments
+
+
+def training(megabytes: int, seed: int = 0) -> tuple[nn.Module, torch.optim.AdamW]:
+    """A model and its optimizer with about `megabytes` of weights and moments, in about 100 tensors or more."""
+    torch.manual_seed(seed)
+    per_layer = max(megabytes * 1_000_000 // BYTES_PER_PARAMETER // 50, 64)
+    width = int(per_layer**0.5)
+    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(50)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def main() -> None:
+    """`python -m bench.training FILE MEGABYTES`: the state as most people save it."""
+    path, megabytes = Path(sys.argv[1]), int(sys.argv[2])
+    model, optimizer = training(megabytes)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1}, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A checkpoint file or directory, opened: headers only, values on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optstate.state.optimizer_state import OptimizerState
+from optstate.state.tensors import TensorRef, Value
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, optimizer state and objects at one step, whatever program wrote them.
+
+    path
+        What was opened.
+    format
+        The layout found, such as `optstate/1` or `torch.save`.
+    step
+        The training step that the file states, None where it does not.
+    state
+        The optimizer state by name; empty where the file holds none.
+    weights
+        The model's tensors by name; each is read on demand with `.array()`.
+    aliases
+        Further names of tied weights, by the name in `weights`.
+    objects
+        Everything else (scheduler, RNG, ...) as plain trees with tensors as references.
+    object_classes
+        The qualified class of each object, where the file says.
+    notes
+        What the reader has to say: which calls in the file it did not make, what it could not verify.
+
+    >>> opened = optstate.open(checkpoint)
+    >>> opened.weights["0.weight"].shape, opened.state["0.weight"].momentum.array().dtype.name
+    ((8, 4), 'float32')
+    """
+
+    path: Path
+    format: str
+    step: int | None
+    state: OptimizerState
+    weights: Mapping[str, TensorRef] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    objects: Mapping[str, Value] = field(default_factory=dict)
+    object_classes: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

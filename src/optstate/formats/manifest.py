@@ -1,0 +1,322 @@
+"""The manifest of our checkpoints: what `manifest.json` says, as types.
+
+The file is an envelope, `{"format": "optstate/1", "digest": "xxh3-128:…", "body": {…}}`, whose digest covers the
+exact bytes of the body. All other bytes of a checkpoint have a digest in the body: each file's header, and
+each tensor in pieces. Values are little-endian and in row-major order. A tensor's key is
+`<family>/<name in the file>`, its family being the files that hold it: `weights`, `optimizer` or `objects`.
+The schema is published as `docs/schema/optstate-1.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+import xxhash
+from msgspec import Meta, Struct, field
+
+from optstate.errors import Damaged, NewerFormat, NotACheckpoint, Refused
+from optstate.formats.nodes import Tree
+from optstate.state.absence import Absence
+from optstate.state.roles import Certainty, Convention, Of, Role
+from optstate.text import safe_text
+
+FORMAT = "optstate/1"
+MANIFEST = "manifest.json"
+
+Family = Literal["weights", "optimizer", "objects"]
+
+Natural: TypeAlias = Annotated[int, Meta(ge=0)]
+Digest: TypeAlias = Annotated[str, Meta(pattern="^xxh3-128:[0-9a-f]{32}$")]
+FileName: TypeAlias = Annotated[
+    str, Meta(pattern=r"^(weights|optimizer|objects)(-[0-9]{5,}-of-[0-9]{5,})?\.safetensors$")
+]
+Hex: TypeAlias = Annotated[str, Meta(pattern="^([0-9a-f]{2})*$")]
+
+
+class _Strict(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """A field that this version does not know is a fault, never skipped.
+
+    `gc=False`: entries never refer to themselves, and there may be a hundred thousand.
+    """
+
+
+class Chunk(_Strict, frozen=True):
+    """A piece of a tensor: which bytes of which file, and which block of the tensor they are."""
+
+    file: FileName
+    offset: Natural
+    """Bytes from the start of the file."""
+    nbytes: Natural
+    start: tuple[Natural, ...]
+    """The block's first index in each dimension."""
+    shape: tuple[Natural, ...]
+    """The block's sizes."""
+    digest: Digest
+
+
+class TensorEntry(_Strict, frozen=True):
+    """A stored tensor. `stride` is what it had in memory, in elements; without one it was row-major."""
+
+    dtype: str
+    shape: tuple[Natural, ...]
+    device: str
+    chunks: tuple[Chunk, ...]
+    stride: tuple[Natural, ...] | None = None
+
+
+class FileEntry(_Strict, frozen=True):
+    """A safetensors file: its length and the digest of its header, the eight bytes of length included."""
+
+    nbytes: Natural
+    header_nbytes: Natural
+    header_digest: Digest
+
+
+class SlotEntry(_Strict, frozen=True):
+    """A slot; `value` is a tensor node or a typed tree."""
+
+    key: str
+    role: Role
+    value: Tree
+    primary: bool = True
+    convention: Convention | None = None
+    of: Of | None = None
+
+
+class ParameterEntry(_Strict, frozen=True):
+    """A parameter in an optimizer, its slots, and why others are not there."""
+
+    name: str
+    certainty: Certainty
+    optimizer: str
+    group: Natural
+    shape: tuple[Natural, ...] | None = None
+    dtype: str | None = None
+    trainable: bool | None = None
+    aliases: tuple[str, ...] = ()
+    slots: tuple[SlotEntry, ...] = ()
+    absences: dict[Role, Absence] = {}
+
+
+class WeightEntry(_Strict, frozen=True):
+    """A parameter or buffer of the model.
+
+    `fingerprint` is the bytes of the elements at `fingerprint_positions`, by which a renamed tensor is found.
+    """
+
+    name: str
+    kind: Literal["parameter", "buffer"]
+    trainable: bool
+    tensor: str
+    fingerprint: Hex
+    aliases: tuple[str, ...] = ()
+
+
+class GroupEntry(_Strict, frozen=True):
+    """A param group; parameters in the optimizer's order."""
+
+    hyperparameters: dict[str, Tree]
+    parameters: tuple[str, ...]
+
+
+class OptimizerEntry(_Strict, frozen=True):
+    """An optimizer; `known` says whether the registry described its class when it was saved."""
+
+    name: str
+    class_name: str = field(name="class")
+    known: bool
+    groups: tuple[GroupEntry, ...]
+
+
+class ObjectEntry(_Strict, frozen=True):
+    """The state of an object, as its `state_dict` gave it."""
+
+    class_name: str = field(name="class")
+    state: Tree
+
+
+class Environment(_Strict, frozen=True):
+    """With which versions the checkpoint was written; on which kind of system, but not on which machine."""
+
+    python: str
+    torch: str
+    optstate: str
+    platform: str
+
+
+class JournalEntry(_Strict, frozen=True):
+    """An edit of the live state before this checkpoint: when (UTC), at which step, why, and of what."""
+
+    when: str
+    note: str
+    selection: str
+    step: int | None = None
+
+
+class LineageEntry(_Strict, frozen=True):
+    """A checkpoint that the run was resumed from, oldest first."""
+
+    save_id: str
+    step: int | None = None
+
+
+class Body(_Strict, frozen=True):
+    """All that a checkpoint says of itself. `created` is UTC in ISO 8601; `left_out` maps reasons to names."""
+
+    save_id: str
+    created: str
+    environment: Environment
+    step: int | None = None
+    optimizers: tuple[OptimizerEntry, ...] = ()
+    parameters: tuple[ParameterEntry, ...] = ()
+    weights: tuple[WeightEntry, ...] = ()
+    objects: dict[str, ObjectEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
+    files: dict[FileName, FileEntry] = {}
+    left_out: dict[str, tuple[str, ...]] = {}
+    journal: tuple[JournalEntry, ...] = ()
+    lineage: tuple[LineageEntry, ...] = ()
+
+
+class _Head(Struct):
+    """What every version of the format has in its envelope, whatever else is new."""
+
+    format: str = ""
+
+
+class _Envelope(_Strict, frozen=True):
+    format: str
+    digest: Digest
+    body: msgspec.Raw
+
+
+def digest_of(data: bytes | bytearray | memoryview) -> str:
+    """The digest of some bytes, with the name of the algorithm."""
+    return f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
+
+
+def encode_manifest(body: Body) -> bytes:
+    """The content of `manifest.json`."""
+    raw = msgspec.json.encode(body)
+    return msgspec.json.encode(_Envelope(FORMAT, digest_of(raw), msgspec.Raw(raw)))
+
+
+def decode_manifest(raw: bytes, where: str) -> Body:
+    """The body of a manifest, its digest checked; `where` names the file in messages.
+
+    Raises `NotACheckpoint` for JSON that is no manifest of ours, `NewerFormat`, `Damaged`, and `Refused` for
+    one that is intact but not as the format is.
+    """
+    version = format_version(raw)
+    if version is None and raw.startswith(b'{"format":"optstate/'):
+        raise _changed(where, f"{len(raw):,} bytes that are no complete JSON")
+    if version is None:
+        raise NotACheckpoint(
+            f"{where} is no manifest of optstate",
+            expected=f'{{"format": "{FORMAT}", …}}',
+            found=safe_text(raw[:40].decode("utf-8", "replace"), 60),
+            todo="name the directory that optstate.save returned",
+        )
+    if version != 1:
+        raise NewerFormat(
+            f"{where} is in a format that this optstate does not know",
+            expected=FORMAT,
+            found=f"optstate/{version}",
+            todo="upgrade optstate: pip install --upgrade optstate",
+        )
+    try:
+        envelope = msgspec.json.decode(raw, type=_Envelope)
+    except _FAULTS as error:
+        raise _changed(where, _fault(error)) from None
+    if digest_of(envelope.body) != envelope.digest:
+        raise _changed(where, f"digest {digest_of(envelope.body)}", f"digest {envelope.digest}")
+    try:
+        return msgspec.json.decode(envelope.body, type=Body)
+    except _FAULTS as error:
+        raise Refused(
+            f"{where} is intact, but not as {FORMAT} is defined",
+            found=_fault(error),
+            todo="if a newer optstate wrote it, upgrade; otherwise the program that wrote it is at fault",
+        ) from None
+
+
+def format_version(raw: bytes) -> int | None:
+    """The number behind `optstate/` in a manifest; None for anything that is no manifest of ours."""
+    try:
+        head = msgspec.json.decode(raw, type=_Head)
+    except _FAULTS:
+        return None
+    match = re.fullmatch(r"optstate/([1-9][0-9]{0,8})", head.format)
+    return int(match[1]) if match else None
+
+
+_FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def _fault(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else safe_text(error)
+
+
+def _changed(where: str, found: str, expected: str | None = None) -> Damaged:
+    return Damaged(
+        f"{where} was changed or cut since it was written",
+        expected=expected,
+        found=found,
+        todo="use another checkpoint, or another copy of this one",
+    )
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of `manifest.json`."""
+    (body, tree), definitions = msgspec.json.schema_components([Body, Tree], ref_template="#/$defs/{name}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": FORMAT,
+        "description": "manifest.json of a checkpoint written by optstate; digest covers the exact bytes of body",
+        "type": "object",
+        "properties": {
+            "format": {"const": FORMAT},
+            "digest": {"type": "string", "pattern": "^xxh3-128:[0-9a-f]{32}$"},
+            "body": body,
+        },
+        "required": ["format", "digest", "body"],
+        "additionalProperties": False,
+        "$defs": {"Tree": tree} | {name: _shortened(definition, tree) for name, definition in definitions.items()},
+    }
+
+
+def _shortened(node: Any, tree: Any) -> Any:
+    """A part of a schema with each copy of the typed tree's definition replaced by a reference to it."""
+    if node == tree:
+        return {"$ref": "#/$defs/Tree"}
+    if isinstance(node, dict):
+        return {key: _shortened(item, tree) for key, item in node.items()}
+    return [_shortened(item, tree) for item in node] if isinstance(node, list) else node
+
+
+def join_key(parts: Iterable[str]) -> str:
+    """Parts of a name as one, in which `/` separates them: `%` is written `%25` and `/` within a part `%2F`.
+
+    >>> join_key(["blocks/0.weight", "exp_avg"])
+    'blocks%2F0.weight/exp_avg'
+    """
+    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+
+
+def split_key(key: str) -> list[str]:
+    """The parts that `join_key` joined."""
+    return [part.replace("%2F", "/").replace("%25", "%") for part in key.split("/")]
+
+
+FINGERPRINT = 16
+"""Elements in a fingerprint, evenly spread from the first to the last."""
+
+
+def fingerprint_positions(elements: int) -> list[int]:
+    """Which elements of a tensor, in row-major order, its fingerprint holds; all of them where there are few."""
+    if elements <= FINGERPRINT:
+        return list(range(elements))
+    return [index * (elements - 1) // (FINGERPRINT - 1) for index in range(FINGERPRINT)]

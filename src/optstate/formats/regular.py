@@ -1,0 +1,153 @@
+"""Opening a file that a user names: regular files only, read by position, never mapped, never waited for."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from errno import ENXIO
+from itertools import islice
+from pathlib import Path
+from stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISFIFO, S_ISREG
+from weakref import finalize
+
+from optstate.errors import Damaged, NotACheckpoint, ReadError
+from optstate.text import listing, safe_text, size
+
+
+class ByteSource:
+    """The bytes of a regular file, read by position; the file stays open as long as the source is in use.
+
+    `size` is the number of bytes when the file was opened. A file that changes after that is `Damaged`: what
+    was read before and after would not belong together. Reading is safe from several threads.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        finalize(self, os.close, descriptor)
+        status = os.fstat(descriptor)
+        self.size = status.st_size
+        self._stamp = _stamp(status)
+
+    @property
+    def name(self) -> str:
+        """The path, safe to print."""
+        return safe_text(self.path)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`.
+
+        Raises `Damaged` when they are not all there or the file has changed, before anything is allocated for
+        bytes that the file does not have; `ReadError` when the system cannot read them.
+        """
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise Damaged(
+                f"{self.name} ends too early",
+                expected=f"{size(length)} at byte {offset}",
+                found=f"a file of {size(self.size)}",
+                todo="the copy is incomplete: fetch or copy it again",
+            )
+        try:
+            raw = self._pread(offset, length)
+            changed = len(raw) != length or _stamp(os.fstat(self._descriptor)) != self._stamp
+        except OSError as error:
+            raise ReadError(f"the system cannot read {self.name}: {error.strerror}", found=f"byte {offset}") from error
+        if changed:
+            raise Damaged(
+                f"{self.name} changed while it was read",
+                todo="wait until whatever writes it has finished, then open it again",
+            )
+        return raw
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        raw = os.pread(self._descriptor, length, offset)
+        if len(raw) == length:
+            return raw
+        # The system reads at most 2 GiB at once, so a large tensor takes a few turns.
+        parts = [raw]
+        while parts[-1] and (missing := length - sum(map(len, parts))):
+            parts.append(os.pread(self._descriptor, missing, offset + length - missing))
+        return b"".join(parts)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def open_regular(path: Path) -> ByteSource:
+    """The file at `path`, which may be a symbolic link, open for reading by position.
+
+    Raises `NotACheckpoint` for anything but a regular file, at once also for a pipe that nobody writes to, and
+    for a missing or empty file; `ReadError` when the system refuses.
+    """
+    try:
+        # Without O_NONBLOCK opening a pipe waits for a writer, maybe for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(path) from None
+    except ValueError:
+        raise NotACheckpoint(f"{safe_text(path)!r} is no path", todo="a path holds no NUL character") from None
+    except OSError as error:
+        raise cannot_open(path, error) from None
+    source = ByteSource(path, descriptor)
+    mode = os.fstat(descriptor).st_mode
+    if not S_ISREG(mode):
+        raise _irregular(path, _kind(mode))
+    if source.size == 0:
+        raise NotACheckpoint(
+            f"{source.name} is empty",
+            expected="a checkpoint",
+            found="a file of 0 bytes",
+            todo="the save or the download did not finish: use an earlier checkpoint, or fetch it again",
+        )
+    return source
+
+
+def cannot_open(path: Path, error: OSError) -> ReadError:
+    """The error for a path that the system does not open."""
+    if error.errno == ENXIO:  # which opening gives for a socket only
+        return _irregular(path, "a socket")
+    return ReadError(
+        f"the system cannot open {safe_text(path)}: {error.strerror}",
+        todo="check the owner and the mode of the file and of the folders above it",
+    )
+
+
+_KINDS = (
+    (S_ISDIR, "a directory"),
+    (S_ISFIFO, "a pipe"),
+    (S_ISCHR, "a device"),
+    (S_ISBLK, "a device"),
+)
+
+
+def _kind(mode: int) -> str:
+    return next((kind for test, kind in _KINDS if test(mode)), "a special file")
+
+
+def _irregular(path: Path, kind: str) -> NotACheckpoint:
+    return NotACheckpoint(
+        f"{safe_text(path)} is {kind}, not a file",
+        expected="a regular file",
+        found=kind,
+        todo="save what comes out of it to a file, and open that" if kind == "a pipe" else "name the checkpoint itself",
+    )
+
+
+def _missing(path: Path) -> NotACheckpoint:
+    return NotACheckpoint(
+        f"there is no file {safe_text(path)}",
+        found=_neighbours(path),
+        todo="check the path; a relative one starts at the current directory",
+    )
+
+
+def _neighbours(path: Path) -> str | None:
+    """Names beside a missing path that are close to it; looks at no more than a thousand."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, 1000)]
+    except OSError:
+        return f"no directory {safe_text(path.parent)} either"
+    near = get_close_matches(path.name, names, n=3)
+    return f"beside it: {listing(near)}" if near else None

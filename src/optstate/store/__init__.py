@@ -1,0 +1,1 @@
+"""Writing our checkpoints: what to keep, how it is laid out, and how it becomes durable."""

@@ -1,0 +1,139 @@
+"""The one seam to the file system for everything that writes.
+
+Each method is one step that can fail, or after which the machine can stop. Tests put a twin in its place that
+records every step, fails at a chosen one, or replays what a disk would hold after a power cut.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from errno import EEXIST
+from pathlib import Path
+from stat import S_ISDIR
+from typing import Literal, Protocol, TypeAlias
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+
+UNKNOWN_BOOT = "00000000"
+
+
+class Files(Protocol):
+    """The operations that a save is made of. Each raises `OSError` as the system does."""
+
+    boot: str
+    """Eight hexadecimal digits that are the same for all processes of this run of this machine's kernel."""
+
+    def make_directory(self, path: Path) -> None:
+        """A new directory; `FileExistsError` when anything is there."""
+
+    def create(self, path: Path) -> int:
+        """A new file, open for writing; `FileExistsError` when anything is there, a dangling link included."""
+
+    def write(self, handle: int, data: Buffer) -> int:
+        """Append some of `data`, at least one byte; returns how many."""
+
+    def sync(self, handle: int) -> None:
+        """Wait until the file's content is on the disk."""
+
+    def close(self, handle: int) -> None:
+        """Close a file, or give back a lock."""
+
+    def sync_directory(self, path: Path) -> None:
+        """Wait until the directory's entries are on the disk."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename a directory; fails when `target` is anything but an empty directory."""
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory and what is in it; links in it are removed, not followed."""
+
+    def names(self, path: Path) -> Sequence[str]:
+        """The names in a directory."""
+
+    def kind(self, path: Path) -> Literal["directory", "other"] | None:
+        """What is at a path, links not followed; None for nothing."""
+
+    def lock(self, path: Path) -> int | None:
+        """A lock on a directory until it is closed or its process ends; None while another process has it."""
+
+    def idle(self, path: Path) -> float:
+        """Seconds since anything in a directory was last written to."""
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes that can still be written to the file system of a directory."""
+
+
+class RealFiles:
+    """The operating system's own files; satisfies `Files`."""
+
+    def __init__(self) -> None:
+        self.boot = _boot()
+
+    def make_directory(self, path: Path) -> None:
+        path.mkdir()
+
+    def create(self, path: Path) -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def write(self, handle: int, data: Buffer) -> int:
+        return os.write(handle, data)
+
+    def sync(self, handle: int) -> None:
+        os.fsync(handle)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def sync_directory(self, path: Path) -> None:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def rename(self, source: Path, target: Path) -> None:
+        # The system itself refuses to rename a directory over a file or a directory that is not empty; looking
+        # first refuses an empty one too. One that appears in between is replaced, and nothing is lost by that.
+        if os.path.lexists(target):
+            raise FileExistsError(EEXIST, os.strerror(EEXIST), str(target))
+        source.rename(target)
+
+    def remove_tree(self, path: Path) -> None:
+        shutil.rmtree(path)
+
+    def names(self, path: Path) -> Sequence[str]:
+        return os.listdir(path)  # noqa: PTH208 - names, not paths
+
+    def kind(self, path: Path) -> Literal["directory", "other"] | None:
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return None
+        return "directory" if S_ISDIR(mode) else "other"
+
+    def lock(self, path: Path) -> int | None:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # held by another process, or a file system without locks
+            os.close(handle)
+            return None
+        return handle
+
+    def idle(self, path: Path) -> float:
+        newest = max(item.lstat().st_mtime for item in (path, *path.iterdir()))
+        return time.time() - newest
+
+    def free_bytes(self, path: Path) -> int:
+        return shutil.disk_usage(path).free
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii")[:8]
+    except OSError:
+        return UNKNOWN_BOOT

@@ -1,0 +1,202 @@
+"""Laying tensors out in safetensors files, and writing them while their digests are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import EIO
+from math import prod
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import msgspec
+import xxhash
+
+from optstate.formats.manifest import FORMAT, MANIFEST, Body, Chunk, FileEntry, TensorEntry, digest_of, encode_manifest
+from optstate.formats.safetensors_header import Item, alignment, encode_header, entry_size
+from optstate.state.tensors import DTYPES
+from optstate.store.commit import new_directory
+from optstate.store.files import Buffer, Files
+
+HEADER_LIMIT = 50_000_000
+"""Bytes of a safetensors header; readers refuse more than twice that."""
+
+GATHER = 1 << 20
+"""Pieces below this many bytes are gathered, so that ten thousand small tensors are not ten thousand writes."""
+
+PIECE = 1 << 24
+"""Bytes that are handed over at once: enough to keep the disk busy, little enough to be held in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A tensor to be written.
+
+    key
+        `<family>/<name in the file>`, see `optstate.formats.manifest`.
+    dtype, shape, stride, device
+        As in the manifest: by torch's names; `stride` None for row-major.
+    pieces
+        Gives its bytes in row-major order, at most `PIECE` at a time.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[Buffer]]
+    stride: tuple[int, ...] | None = None
+    device: str = "cpu"
+
+
+class _Place(NamedTuple):
+    """A payload, and as what its file's header knows it."""
+
+    payload: Payload
+    item: Item
+
+
+class _File(NamedTuple):
+    name: str
+    places: Sequence[_Place]
+    header: bytes
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + sum(place.item.nbytes for place in self.places)
+
+
+def write_checkpoint(
+    path: Path,
+    body: Body,
+    payloads: Sequence[Payload],
+    files: Files,
+    *,
+    replace: bool = False,
+    header_limit: int = HEADER_LIMIT,
+) -> None:
+    """Write a checkpoint: `body` without its tensors and files, and the tensors.
+
+    `header_limit` is where a family of tensors is split into several files. Raises `WriteFailed` and
+    `TargetExists`; then nothing is left of it, and whatever was at `path` still is.
+    """
+    plan = list(_layout(payloads, body.save_id, header_limit))
+    with new_directory(path, files, replace=replace, nbytes=sum(file.nbytes for file in plan)) as directory:
+        tensors: dict[str, TensorEntry] = {}
+        for file in plan:
+            tensors.update(_write_file(directory, file, files))
+        entries = {file.name: FileEntry(file.nbytes, len(file.header), digest_of(file.header)) for file in plan}
+        complete = msgspec.structs.replace(body, tensors=tensors, files=entries)
+        with _Output(directory / MANIFEST, files) as output:
+            output.write(encode_manifest(complete))
+
+
+def _layout(payloads: Iterable[Payload], save_id: str, header_limit: int) -> Iterator[_File]:
+    families: dict[str, list[_Place]] = {}
+    for payload in payloads:
+        family, _, name = payload.key.partition("/")
+        nbytes = prod(payload.shape) * DTYPES[payload.dtype][0]
+        families.setdefault(family, []).append(_Place(payload, Item(name, payload.dtype, payload.shape, nbytes)))
+    for family, members in families.items():
+        parts = list(_parts(members, header_limit))
+        for number, part in enumerate(parts, 1):
+            name = (
+                f"{family}.safetensors" if len(parts) == 1 else f"{family}-{number:05}-of-{len(parts):05}.safetensors"
+            )
+            part.sort(key=lambda place: -alignment(place.item.nbytes))
+            yield _File(
+                name, part, encode_header((place.item for place in part), {"format": FORMAT, "save_id": save_id})
+            )
+
+
+def _parts(places: Iterable[_Place], header_limit: int) -> Iterator[list[_Place]]:
+    """Places in the order given, in runs whose headers stay below the limit."""
+    part: list[_Place] = []
+    header = 0
+    for place in places:
+        entry = entry_size(place.item)
+        if part and header + entry > header_limit:
+            yield part
+            part, header = [], 0
+        part.append(place)
+        header += entry
+    if part:
+        yield part
+
+
+def _write_file(directory: Path, file: _File, files: Files) -> dict[str, TensorEntry]:
+    entries = {}
+    offset = len(file.header)
+    with _Output(directory / file.name, files) as output:
+        output.write(file.header)
+        for payload, item in file.places:
+            start = (0,) * len(item.shape)
+            chunk = Chunk(file.name, offset, item.nbytes, start, item.shape, output.store(payload))
+            entries[payload.key] = TensorEntry(item.dtype, item.shape, payload.device, (chunk,), payload.stride)
+            offset += item.nbytes
+    return entries
+
+
+class _Output:
+    """A new file that is written from start to end and synced; after a failure it is closed and never synced."""
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self._path = path
+        self._files = files
+        self._gathered: list[Buffer] = []
+        self._gathered_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._handle = self._files.create(self._path)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._flush()
+                with self._named():
+                    self._files.sync(self._handle)
+        finally:
+            self._files.close(self._handle)
+
+    def store(self, payload: Payload) -> str:
+        """Write a tensor; returns its digest."""
+        digest = xxhash.xxh3_128()
+        for piece in payload.pieces():
+            digest.update(piece)
+            self.write(piece)
+        return f"xxh3-128:{digest.hexdigest()}"
+
+    def write(self, data: Buffer) -> None:
+        """Append `data`, or keep it to be written together with its neighbours."""
+        if len(data) < GATHER:
+            self._gathered.append(data)
+            self._gathered_bytes += len(data)
+            if self._gathered_bytes >= PIECE:
+                self._flush()
+        else:
+            self._flush()
+            self._write(data)
+
+    def _flush(self) -> None:
+        if self._gathered:
+            self._write(b"".join(self._gathered))
+            self._gathered, self._gathered_bytes = [], 0
+
+    def _write(self, data: Buffer) -> None:
+        view = memoryview(data)
+        with self._named():
+            while view:
+                written = self._files.write(self._handle, view)
+                if written < 1:
+                    raise OSError(EIO, "the system wrote nothing and gave no reason")
+                view = view[written:]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of the system that say which file they are about."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self._path)
+            raise

@@ -1,0 +1,219 @@
+"""The door: every path that is no checkpoint gets its own plain answer, at once."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import pickle
+import re
+import socket
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from optstate.errors import Damaged, NotACheckpoint, ReadError, Refused
+from optstate.formats.opening import open_checkpoint
+from optstate.formats.regular import open_regular
+
+
+def tar():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("ck.pt"))
+    return buffer.getvalue()
+
+
+def legacy():
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+# Content → what the message says it is, and what to do.
+WRONG_THINGS = {
+    "html": (b"<!DOCTYPE html><html><body>404</body></html>", NotACheckpoint, "a web page", "open the address in a browser"),
+    "html after blanks": (b"\xef\xbb\xbf\n <HTML>", NotACheckpoint, "a web page", "fetch the file again"),
+    "xml": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", NotACheckpoint, "a web page", "login"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", NotACheckpoint, "Git LFS pointer", "git lfs pull"),
+    "gzip": (gzip.compress(b"x"), NotACheckpoint, "gzip", "unpack it"),
+    "bzip2": (bz2.compress(b"x"), NotACheckpoint, "bzip2", "unpack it"),
+    "xz": (lzma.compress(b"x"), NotACheckpoint, "xz archive", "unpack it"),
+    "zstd": (b"\x28\xb5\x2f\xfd\0\0", NotACheckpoint, "Zstandard", "unpack it"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\0", NotACheckpoint, "7-Zip", "unpack it"),
+    "tar": (tar(), NotACheckpoint, "tar archive", "torch before 0.1.11"),
+    "empty zip": (b"PK\5\6" + bytes(18), NotACheckpoint, "empty zip archive", "another copy"),
+    "png": (b"\x89PNG\r\n\x1a\n\0", NotACheckpoint, "PNG image", "check the path"),
+    "elf": (b"\x7fELF\2\1\1", NotACheckpoint, "executable", "check the path"),
+    "json": (b'{"global_step": 3}', NotACheckpoint, "JSON text", "beside it"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n\0", NotACheckpoint, "HDF5", "load it with what wrote it"),
+    "npy": (b"\x93NUMPY\1\0", NotACheckpoint, "numpy array", "numpy.load"),
+    "safetensors": (b"\x10\0\0\0\0\0\0\0{}              ", NotACheckpoint, "safetensors", "belongs to"),
+    "bare pickle": (pickle.dumps({"a": 1}), Refused, "a bare pickle", "torch.save"),
+    "legacy": (legacy(), Refused, "written by torch before 1.6", "load and save it again with torch.save where you trust it"),
+    "zeros": (bytes(4096), NotACheckpoint, "nothing but zeros", "another copy"),
+    "noise": (b"\x01\x02\x03noise", NotACheckpoint, "no checkpoint that optstate knows", "only the content counts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", WRONG_THINGS)
+def test_wrong_things(kind, suffix, tmp_path):
+    """What people open by mistake is named for what it is, whatever its suffix says."""
+    content, error, what, todo = WRONG_THINGS[kind]
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(error, match=rf"model\{suffix} is {re.escape('')}[\s\S]*{re.escape(what)}") as caught:
+        open_checkpoint(path)
+    assert todo in f"{caught.value.what}{caught.value.todo}"
+
+
+def test_empty_file(tmp_path):
+    """An empty file is called empty."""
+    path = tmp_path / "model.pt"
+    path.touch()
+    with pytest.raises(NotACheckpoint, match=r"model\.pt is empty"):
+        open_checkpoint(path)
+
+
+def test_missing_file(tmp_path):
+    """A missing file is reported with the names beside it that are close."""
+    (tmp_path / "step-400.pt").touch()
+    with pytest.raises(NotACheckpoint, match=r"there is no file .*step-40\.pt[\s\S]*beside it: step-400\.pt"):
+        open_checkpoint(tmp_path / "step-40.pt")
+    with pytest.raises(NotACheckpoint, match=r"no directory .*nowhere either"):
+        open_checkpoint(tmp_path / "nowhere" / "ck.pt")
+    with pytest.raises(NotACheckpoint, match="there is no file"):
+        open_checkpoint(tmp_path / "step-400.pt" / "below a file")
+
+
+def test_no_path_at_all():
+    """A path that no system accepts is an error of ours too."""
+    with pytest.raises(NotACheckpoint, match="is no path"):
+        open_checkpoint("a\0b")
+    with pytest.raises(ReadError, match="File name too long"):
+        open_checkpoint("a" * 5000)
+
+
+def test_directory(tmp_path):
+    """A directory without a manifest is described by what is in it."""
+    with pytest.raises(NotACheckpoint, match="nothing in it"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "optimizer.pt").touch()
+    with pytest.raises(NotACheckpoint, match=r"manifest\.json[\s\S]*optimizer\.pt"):
+        open_checkpoint(tmp_path)
+
+
+def test_pipe(tmp_path):
+    """A pipe that nobody writes to is refused at once, not waited for."""
+    path = tmp_path / "pipe.pt"
+    os.mkfifo(path)
+    outcome: list[object] = []
+
+    def attempt():
+        try:
+            open_checkpoint(path)
+        except NotACheckpoint as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert "is a pipe, not a file" in str(outcome[0])
+
+
+def test_socket_and_device(tmp_path):
+    """A socket and a device are called what they are, also behind a symbolic link."""
+    server = socket.socket(socket.AF_UNIX)
+    path = tmp_path / "s"
+    try:
+        server.bind(str(path))
+    except OSError:
+        pytest.skip("the path of the temporary folder is too long for a socket")
+    with server, pytest.raises(NotACheckpoint, match="is a socket"):
+        open_checkpoint(path)
+    link = tmp_path / "zero.pt"
+    link.symlink_to("/dev/zero")
+    with pytest.raises(NotACheckpoint, match="is a device"):
+        open_checkpoint(link)
+
+
+def test_symbolic_link(tmp_path):
+    """A path that the user names may be a link; one that leads in a circle is an error."""
+    torch.save({"w": torch.ones(2)}, tmp_path / "real.pt")
+    (tmp_path / "latest.pt").symlink_to("real.pt")
+    assert open_checkpoint(tmp_path / "latest.pt").weights["w"].array().tolist() == [1.0, 1.0]
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    with pytest.raises(ReadError, match="symbolic links"):
+        open_checkpoint(tmp_path / "loop.pt")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path):
+    """A file that may not be read says so, and what to look at."""
+    path = tmp_path / "ck.pt"
+    torch.save({}, path)
+    path.chmod(0)
+    with pytest.raises(ReadError, match="Permission denied"):
+        open_checkpoint(path)
+
+
+def test_path_that_would_harm_a_terminal(tmp_path):
+    """A path with control characters is printed harmless."""
+    path = tmp_path / "x\x1b[2J\n.pt"
+    path.write_bytes(b"noise")
+    with pytest.raises(NotACheckpoint) as caught:
+        open_checkpoint(path)
+    assert "\x1b" not in str(caught.value)
+    assert r"x\x1b[2J\x0a.pt" in str(caught.value)
+
+
+def test_file_that_changes(tmp_path):
+    """A file that is written to after it was opened is not read on as if nothing had happened."""
+    path = tmp_path / "ck.pt"
+    torch.save({"w": torch.ones(1000)}, path)
+    weight = open_checkpoint(path).weights["w"]
+    with path.open("r+b") as file:
+        file.truncate(500)
+    with pytest.raises(Damaged, match="changed while it was read"):
+        weight.array()
+
+
+def test_file_that_is_replaced(tmp_path):
+    """A file that is replaced by another one stays readable for who has opened it."""
+    path = tmp_path / "ck.pt"
+    torch.save({"w": torch.ones(3)}, path)
+    weight = open_checkpoint(path).weights["w"]
+    torch.save({"w": torch.zeros(3)}, tmp_path / "new.pt")
+    (tmp_path / "new.pt").rename(path)
+    assert weight.array().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_reading_beyond_the_end(tmp_path):
+    """Bytes that the file does not have are refused before anything is allocated for them."""
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    source = open_regular(path)
+    assert source.read(3, 4) == b"3456"
+    for offset, length in ((8, 3), (-1, 2), (0, 1 << 62), (1 << 62, 0)):
+        with pytest.raises(Damaged, match="ends too early"):
+            source.read(offset, length)
+
+
+def test_sparse_file_of_an_exbibyte(tmp_path):
+    """A file that is mostly holes is looked at, not read through."""
+    path = tmp_path / "ck.pt"
+    with Path(path).open("wb") as file:
+        file.write(b"PK\3\4")
+        try:
+            file.truncate(1 << 43)
+        except OSError:
+            pytest.skip("this file system has no files of that size")
+    with pytest.raises(Damaged, match="ends with its directory"):
+        open_checkpoint(path)
