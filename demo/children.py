@@ -58,7 +58,7 @@ async def _run_all(jobs: Sequence[Job]) -> dict[str, str]:
 
 async def _run(job: Job, progress: Progress) -> str:
     progress.show(job.name, f"{job.name}: starting")
-    # A session of its own: Ctrl-C in the terminal reaches this process only, which then kills the whole group.
+    # A process group of its own: Ctrl-C in the terminal reaches this process only, which then kills the whole group.
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *job.command,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, start_new_session=True,

@@ -23,7 +23,7 @@ from optstate.formats.nodes import Dict, Tensor
 from optstate.formats.own import open_directory
 from optstate.formats.own_tensors import OwnTensor
 from optstate.formats.tree import ArrayRef, SparseRef
-from optstate.state.tensors import TensorRef
+from optstate.state.tensors import is_tensor
 from optstate.store.files import Files, RealFiles
 from optstate.store.writer import HEADER_LIMIT, Payload, write_checkpoint
 
@@ -166,7 +166,7 @@ def shown(value: Any) -> Any:
         return {"numpy": shown(value.tensor)}
     if isinstance(value, SparseRef):
         return {"sparse": [shown(value.indices), shown(value.values), list(value.shape), value.coalesced]}
-    if isinstance(value, TensorRef):
+    if is_tensor(value):
         stride = getattr(value, "stride", None)
         return [value.dtype, list(value.shape), stride and list(stride), value.array().tobytes().hex()]
     if isinstance(value, dict):

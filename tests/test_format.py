@@ -40,7 +40,7 @@ from optstate.formats.own import open_directory, read_manifest
 from optstate.formats.own_tensors import OwnTensor
 from optstate.formats.tree import DEPTH, SparseRef, decode, encode, path_text
 from optstate.formats.verify import verify
-from optstate.state.tensors import TensorRef
+from optstate.state.tensors import is_tensor
 from optstate.store.files import RealFiles
 from optstate.store.writer import Payload, write_checkpoint
 from tests.checkpoints import content, described, sample, write
@@ -337,7 +337,7 @@ def test_opened_checkpoint_says_what_was_saved(checkpoint):
     assert opened.state.groups[0].hyperparameters == {"lr": 0.1, "momentum": 0.9}
     assert opened.state.optimizers[""].short_name == "SGD"
     weight = opened.weights["layers.0.weight"]
-    assert isinstance(weight, TensorRef)
+    assert is_tensor(weight)
     assert isinstance(weight, OwnTensor)
     assert weight.weight is not None
     assert (weight.weight.kind, weight.device, weight.stride) == ("parameter", "cpu", None)
@@ -494,6 +494,9 @@ def contradictions(body):
         "tensor that is not there": {"weights": [body["weights"][0] | {"tensor": "weights/other"}]},
         "unknown group": {"parameters": [parameter | {"group": 3}]},
         "unknown optimizer": {"parameters": [parameter | {"optimizer": "muon"}]},
+        "torch attribute as dtype": {"objects": {"x": {"class": "X", "state": {"t": "torch.dtype", "v": "load"}}}},
+        "scalar of another size": {"objects": {"x": {"class": "X", "state": {"t": "numpy", "dtype": "int8", "v": ""}}}},
+        "scalar of no type": {"objects": {"x": {"class": "X", "state": {"t": "numpy", "dtype": "str", "v": ""}}}},
         "list as a key": {"objects": {"x": {"class": "X", "state": {"t": "set", "v": [{"t": "list", "v": []}]}}}},
         "very deep": {"objects": {"x": {"class": "X", "state": json.loads('{"t":"list","v":[' * 120 + "]}" * 120)}}},
     }

@@ -115,14 +115,83 @@ def test_unknown_calls_stay_records():
     assert [str(call.function) for call in machine.calls] == ["argparse.Namespace", "datetime.date"]
 
 
-def test_sharing_is_kept():
-    """An object that is in two places is one node, and a list may hold itself."""
+class Settings(dict[str, float]):
+    """A dict of someone's own."""
+
+
+class Values(list[int]):
+    """A list of someone's own."""
+
+
+def test_subclasses_of_collections():
+    """The items of a dict or list of someone's own class are beside its record."""
+    found = read(pickle.dumps({"settings": Settings(lr=0.1), "values": Values([1, 2])}, 2))
+    assert found["settings"].items == [("lr", 0.1)]
+    assert found["values"].items == [1, 2]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_sharing_is_kept(protocol):
+    """An object that is in two places is one node, and a list may hold itself, also through a tuple."""
     inner = [1]
     loop = [inner, inner]
-    loop.append(loop)
-    found = read(pickle.dumps(loop, 4))
+    loop.append((loop,))
+    found = read(pickle.dumps(loop, protocol))
     assert found[0] is found[1]
-    assert found[2] is found
+    assert found[2][0] is found
+    around: tuple[list[object]] = ([],)
+    around[0].append(around)
+    found = read(pickle.dumps(around, protocol))
+    assert found[0][0] is found
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_several_frames(protocol):
+    """A pickle longer than a frame, with long data between its frames, is read like any other."""
+    tree = {"texts": [f"text {index}" for index in range(20_000)], "long": b"x" * 100_000, "end": 1}
+    assert read(pickle.dumps(tree, protocol)) == tree
+
+
+TYPE = b"cnumpy\ndtype\nU\x02f4\x89\x88\x87R"
+SCALAR, BUFFER = b"cnumpy.core.multiarray\nscalar\n", b"cnumpy.core.numeric\n_frombuffer\n"
+MALFORMED = {
+    "global without text": (b"NN\x93", "a global whose name is no text"),
+    "key without value": (b"}(Nu", "a key without a value"),
+    "state for a list": (b"]Nb", "a state for a list"),
+    "short stack": (b"N\x86", "a tuple of more than there is"),
+    "text without quotes": (b"Sabc\n", "a text without quotes"),
+    "integer line": (b"Iabc\n", "invalid literal"),
+    "float line": (b"Fabc\n", "could not convert"),
+    "bytes by another encoding": (b"c_codecs\nencode\nU\x01aU\x05rot13\x86R", "an encoding of bytes"),
+    "set of a number": (b"cbuiltins\nset\nK\x01\x85R", "builtins.set with int where list is due"),
+    "scalar of no type": (SCALAR + b"NC\x01a\x86R", "an element type that is none"),
+    "scalar of wrong length": (SCALAR + TYPE + b"C\x01a\x86R", "1 bytes for one float32"),
+    "array of no type": (BUFFER + b"(C\x00NK\x00\x85U\x01CtR", "an element type that is none"),
+    "array of wrong length": (BUFFER + b"(C\x01a" + TYPE + b"K\x02\x85U\x01CtR", r"1 bytes for an array of shape \[2\]"),
+    "array of no shape": (BUFFER + b"(C\x01a" + TYPE + b"J\xff\xff\xff\xff\x85U\x01CtR", "a shape that is none"),
+    "tensor of no storage": (b"ctorch._utils\n_rebuild_tensor_v3\n(NNNNNNNtR", "a storage or an element type that is none"),
+    "tensor of a type": (b"ctorch._tensor\n_rebuild_from_type_v2\n(NNNNtR", "a function, a class or arguments that are none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed(case):
+    """What no pickler writes is refused for what it is, at the byte where it stands."""
+    raw, reason = MALFORMED[case]
+    with pytest.raises(Damaged, match=rf"malformed: .*{reason}[\s\S]*byte \d+"):
+        read(raw + b".")
+
+
+def test_calls_that_are_left_alone():
+    """Known functions with arguments beyond what is interpreted stay records."""
+    for raw in (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nmatrix\nK\x00\x85U\x01b\x87R.",
+        SCALAR + b"cnumpy\ndtype\nU\x02U1\x89\x88\x87RC\x04a\0\0\0\x86R.",
+        b"cbuiltins\ntuple\n]\x85R.",
+        b"ccollections\nOrderedDict\n]Na\x85R.",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\ncos\npath\n)NtR.",
+    ):
+        assert isinstance(read(raw), Call)
 
 
 def test_second_pickle_in_one_stream():

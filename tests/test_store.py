@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import optstate
-from optstate.errors import BindError, TargetExists, Unsaveable, WriteFailed
+from optstate.errors import BindError, RestoreError, TargetExists, Unsaveable, WriteFailed
 from optstate.formats import nodes
 from optstate.formats.manifest import MANIFEST, fingerprint_positions
 from optstate.formats.own import open_directory, read_manifest
@@ -460,6 +460,20 @@ def test_random_state_comes_back(tmp_path):
     assert draws() == expected
 
 
+def test_random_state_of_absent_devices_is_not_dropped():
+    """Where there are fewer CUDA devices than were saved, that is said before any generator changes."""
+    state = RandomState().state_dict() | {
+        "cuda": [torch.zeros(16, dtype=torch.uint8)] * (torch.cuda.device_count() + 1)
+    }
+    before = random.getstate(), torch.get_rng_state().tolist()
+    random.seed(4)
+    state["python"] = random.getstate()
+    random.setstate(before[0])
+    with pytest.raises(RestoreError, match="no device to go to"):
+        RandomState().load_state_dict(state)
+    assert (random.getstate(), torch.get_rng_state().tolist()) == before
+
+
 def draws():
     """Numbers from all generators."""
     return [random.gauss(0, 1), random.random(), np.random.normal(), np.random.rand(), torch.rand(1).item()]
@@ -496,6 +510,7 @@ UNSAVEABLE = {
     "swapped bytes": (lambda: np.ones(1, ">f4"), r"box\.state\[0\]: a numpy array of >f4"),
     "numpy date": (lambda: np.datetime64("2026-01-01"), r"box\.state\[0\]: a numpy\.datetime64"),
     "masked": (lambda: np.ma.ones(2), r"box\.state\[0\]: a numpy\.ma\.MaskedArray"),
+    "other dtype": (lambda: torch.qint8, r"box\.state\[0\]: a torch\.dtype cannot"),
     "generator": (torch.Generator, r"box\.state\[0\]: a torch\._C\.Generator"),
 }
 
@@ -514,6 +529,10 @@ def test_unsaveable_parameter_and_slot_are_named(tmp_path):
     model = nn.ModuleDict({"layer": nn.Linear(2, 2, device="meta")})
     with pytest.raises(Unsaveable, match=r"^layer\.weight: a tensor on the meta device"):
         save(tmp_path / "ck", model=model)
+    sparse = nn.Module()
+    sparse.register_buffer("graph", torch.eye(3).to_sparse())
+    with pytest.raises(Unsaveable, match=r"^graph: a sparse weight"):
+        save(tmp_path / "ck", model=sparse)
     model, optimizer = small_model()
     optimizer.state[model[0].bias]["callback"] = print
     with pytest.raises(Unsaveable, match=r"^0\.bias\.callback: a function"):

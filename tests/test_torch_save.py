@@ -8,6 +8,7 @@ import random
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -174,6 +175,17 @@ def test_tensors_with_attributes(tmp_path):
     checkpoint = open_saved(tmp_path / "ck.pt", {"w": marked, "p": nn.Parameter(torch.ones(2))})
     assert_same(checkpoint.weights["w"], marked)
     assert checkpoint.weights["p"].array().tolist() == [1.0, 1.0]
+
+
+def test_tensors_of_other_kinds(tmp_path):
+    """Quantized and sparse tensors open as records that say what they are, and leave the rest readable."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is about to drop these; files that hold them stay
+        quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    checkpoint = open_saved(tmp_path / "ck.pt", {"q": quantized, "s": torch.eye(2).to_sparse(), "w": torch.ones(2)})
+    assert str(checkpoint.objects["q"]) == "torch._utils._rebuild_qtensor(…)"
+    assert str(checkpoint.objects["s"]) == "torch._utils._rebuild_sparse_tensor(…)"
+    assert_same(checkpoint.objects["w"], torch.ones(2))
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -401,6 +413,32 @@ def test_strange_content(value, tmp_path):
     assert "no optimizer state in it" in checkpoint.notes
 
 
+def test_extra_state_beside_weights(tmp_path):
+    """What a model keeps beside its tensors is no weight, and not lost."""
+    saved = {"model": {"w": torch.ones(2), "w._extra_state": {"scale": 3}}}
+    checkpoint = open_saved(tmp_path / "ck.pt", saved)
+    assert list(checkpoint.weights) == ["w"]
+    assert checkpoint.objects == {"model": {"w._extra_state": {"scale": 3}}}
+
+
+def test_what_cannot_be_walked(tmp_path):
+    """An entry that is too deep to be walked is left out, and said to be; the others are there."""
+    deep: list[object] = []
+    for _ in range(200):
+        deep = [deep]
+    checkpoint = open_saved(tmp_path / "ck.pt", {"deep": deep, "shallow": [[1]]})
+    assert checkpoint.objects["shallow"] == [[1]]
+    assert str(checkpoint.objects["deep"]).startswith("(a list that contains itself, or is too deep")
+    assert "left out: deep, which contains itself, or is too deep or too large to be walked" in checkpoint.notes
+
+
+def test_keys_that_are_no_text(tmp_path):
+    """Entries under keys of any kind are there, told apart even where their keys look alike."""
+    kinds = {torch.device("cpu"): 1, 3: 2, (1, "a"): 3, argparse.Namespace: 4, None: 5}
+    checkpoint = open_saved(tmp_path / "ck.pt", kinds)
+    assert checkpoint.objects == {"cpu": 1, "[3]": 2, "[(1, 'a')]": 3, "[argparse.Namespace]": 4, "[None]": 5}
+
+
 def test_list_of_model_and_optimizer(tmp_path):
     """A list of state dicts is recognised by what is in it."""
     model, optimizer = trained(OPTIMIZERS["AdamW"])
@@ -433,8 +471,23 @@ def test_by_name_dict_that_is_not_one(tmp_path):
     named = named_state_dict(optimizer, model)
     with pytest.raises(NewerFormat, match="newer optstate"):
         open_saved(tmp_path / "ck.pt", {**named, "format": "optstate.named/2"})
-    with pytest.raises(Refused, match=r"ck\.pt: optimizer\.optimizers\.\.groups\[0\]"):
-        open_saved(tmp_path / "ck.pt", {**named, "optimizers": {"": {"class": None, "groups": [3]}}})
+    group = {"hyperparameters": {}, "parameters": ["w"]}
+    for optimizers, place in (
+        ({"": {"class": None, "groups": [3]}}, r"optimizer\.optimizers\.\.groups\[0\]"),
+        ({"": {"class": None, "groups": [group, group]}}, "in two groups"),
+        ({"": {"class": None, "groups": [{**group, "parameters": [3]}]}}, "a name that is no text"),
+        ({3: {}}, "a name that is no text"),
+        ([], r"optimizer\.optimizers[\s\S]*expected  a dict"),
+    ):
+        with pytest.raises(Refused, match=rf"ck\.pt: [\s\S]*{place}|{place}[\s\S]*ck\.pt: "):
+            open_saved(tmp_path / "ck.pt", {**named, "optimizers": optimizers})
+
+
+def test_by_name_dict_before_the_first_step(tmp_path):
+    """A by-name dict without state was made before the first step: nothing was dropped."""
+    model = mlp()
+    state = open_saved(tmp_path / "ck.pt", named_state_dict(OPTIMIZERS["AdamW"](model), model)).state
+    assert {p.absences["momentum"] for p in state.values()} == {Absence.NEVER_STEPPED}
 
 
 # --- damage -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from optstate.formats.opening import open_checkpoint
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.stats import stats
 from optstate.state.table import ROWS, Measured
-from optstate.state.tensors import TensorRef, nbytes
+from optstate.state.tensors import is_tensor, nbytes
 from optstate.text import count, safe_text
 
 
@@ -111,7 +111,7 @@ def _matching(state: OptimizerState, patterns: Sequence[str]) -> dict[str, None]
 def _measure(state: OptimizerState, names: Sequence[str]) -> Measured:
     """The statistics of every tensor of these parameters, read one block at a time."""
     slots = [slot for name in names for slot in state[name].slots.values()]
-    refs = {(slot.parameter, slot.key): slot.value for slot in slots if isinstance(slot.value, TensorRef)}
+    refs = {(slot.parameter, slot.key): slot.value for slot in slots if is_tensor(slot.value)}
     done, total = 0, sum(map(nbytes, refs.values()))
     measured = {}
     with Progressing("reading") as progress:

@@ -13,7 +13,7 @@ from optstate.state.parameter import ParamState
 from optstate.state.slot import Slot
 from optstate.state.stats import Stats
 from optstate.state.table import Measured
-from optstate.state.tensors import TensorRef, nbytes
+from optstate.state.tensors import is_tensor, nbytes
 from optstate.text import safe_text
 
 SCHEMA = "optstate.show/1"
@@ -105,7 +105,6 @@ def plain(value: Any) -> Any:
     of one element becomes its number, any other `{"dtype", "shape"}`; bytes become their count; what is
     nothing of all this becomes text.
     """
-    # The check for TensorRef comes late: it asks for each of its members, and most values are plain.
     if isinstance(value, float) and not isfinite(value):
         return "NaN" if isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -118,6 +117,6 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, TensorRef):
+    if is_tensor(value):
         return plain(value.item()) if prod(value.shape) == 1 else {"dtype": value.dtype, "shape": list(value.shape)}
     return safe_text(value)

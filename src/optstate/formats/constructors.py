@@ -35,7 +35,7 @@ UNTYPED = ("torch.storage", "UntypedStorage")
 
 
 class Storage:
-    """What a persistent id of torch stands for: a record, and its element type, None where it is untyped."""
+    """What a persistent id of torch stands for: a record, and its element type as `storage_dtype` has it."""
 
     __slots__ = ("dtype", "record", "swap")
 
@@ -49,13 +49,12 @@ class Storage:
 
 
 def storage_dtype(kind: Node) -> str | None:
-    """The element type of a storage class, None for an untyped one. Raises `ValueError` for any other global."""
-    if type(kind) is Global:
-        if (kind.module, kind.name) == UNTYPED:
-            return None
-        if kind.module == "torch" and kind.name in STORAGES:
-            return STORAGES[kind.name]
-    raise ValueError("a storage of unknown type")
+    """The element type of a storage class: None for an untyped one, the class itself where its type is not known."""
+    if type(kind) is not Global:
+        raise ValueError("a storage whose class is none")
+    if (kind.module, kind.name) == UNTYPED:
+        return None
+    return STORAGES.get(kind.name, str(kind)) if kind.module == "torch" else str(kind)
 
 
 # --- torch ------------------------------------------------------------------------------------------------
@@ -66,6 +65,8 @@ def _tensor(
 ) -> Node:
     if type(storage) is not Storage or storage.dtype is None:
         raise ValueError("a storage that is none, or has no type")
+    if storage.dtype not in DTYPES:
+        return NotImplemented
     return _view(storage, storage.dtype, offset, shape, stride, flags)
 
 

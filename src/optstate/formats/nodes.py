@@ -135,7 +135,7 @@ class Dtype(Node, frozen=True, tag="torch.dtype"):
 class Device(Node, frozen=True, tag="torch.device"):
     """A `torch.device`, such as `cuda:0`. Is its own decoded form."""
 
-    v: str
+    v: Annotated[str, Meta(pattern="^[a-z]+(:[0-9]+)?$")]
 
 
 class Tensor(Node, frozen=True, tag="tensor"):

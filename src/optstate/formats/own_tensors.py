@@ -12,7 +12,7 @@ from optstate.errors import Damaged, Refused
 from optstate.formats.manifest import Chunk, TensorEntry, WeightEntry, digest_of
 from optstate.formats.regular import ByteSource
 from optstate.formats.stored_tensor import MAX_RANK, StoredTensor, row_major
-from optstate.state.tensors import DTYPES, array_blocks, numpy_dtype
+from optstate.state.tensors import DTYPES, array_blocks, new_bytes, numpy_dtype
 from optstate.text import safe_text
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ class ChunkRecord:
         raw = self.source.read(self.chunk.offset + offset, length)
         if length == self.nbytes:
             self._check(digest_of(raw))
+        return raw
+
+    def load(self) -> np.ndarray[Any, Any]:
+        digest = xxhash.xxh3_128()
+        raw = self.source.load(self.chunk.offset, self.nbytes, digest.update)
+        self._check(f"xxh3-128:{digest.hexdigest()}")
         return raw
 
     def pieces(self, piece: int) -> Iterator[bytes]:
@@ -99,7 +105,8 @@ class OwnTensor:
         import numpy as np
 
         strides = [step * whole.itemsize for step in self.stride]
-        laid_out: np.ndarray[Any, Any] = np.ndarray(self.shape, whole.dtype, bytearray(whole.nbytes), strides=strides)
+        memory = new_bytes(whole.nbytes).data
+        laid_out: np.ndarray[Any, Any] = np.ndarray(self.shape, whole.dtype, memory, strides=strides)
         laid_out[...] = whole
         return laid_out
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from difflib import get_close_matches
 from errno import ENXIO
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISFIFO, S_ISREG
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
 from optstate.errors import Damaged, NotACheckpoint, ReadError
+from optstate.state.tensors import new_bytes
 from optstate.text import listing, safe_text, size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_PIECE = 1 << 20  # bytes: stays in a processor's cache from reading to hashing
+
+Bytes = TypeVar("Bytes", bytes, memoryview)
 
 
 class ByteSource:
@@ -40,6 +51,21 @@ class ByteSource:
         Raises `Damaged` when they are not all there or the file has changed, before anything is allocated for
         bytes that the file does not have; `ReadError` when the system cannot read them.
         """
+        self._check_range(offset, length)
+        return self._unchanged(partial(self._pread, offset, length), offset, length)
+
+    def load(self, offset: int, length: int, digest: Callable[[memoryview], object]) -> np.ndarray[Any, Any]:
+        """As `read`, as an array of bytes in new memory; `digest` sees them in pieces, while they are in cache."""
+        self._check_range(offset, length)
+        raw = new_bytes(length)
+        view = raw.data
+        for start in range(0, length, _PIECE):
+            piece = view[start : start + _PIECE]
+            self._unchanged(partial(self._fill, piece, offset + start), offset + start, len(piece))
+            digest(piece)
+        return raw
+
+    def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise Damaged(
                 f"{self.name} ends too early",
@@ -47,8 +73,10 @@ class ByteSource:
                 found=f"a file of {size(self.size)}",
                 todo="the copy is incomplete: fetch or copy it again",
             )
+
+    def _unchanged(self, read: Callable[[], Bytes], offset: int, length: int) -> Bytes:
         try:
-            raw = self._pread(offset, length)
+            raw = read()
             changed = len(raw) != length or _stamp(os.fstat(self._descriptor)) != self._stamp
         except OSError as error:
             raise ReadError(f"the system cannot read {self.name}: {error.strerror}", found=f"byte {offset}") from error
@@ -58,6 +86,13 @@ class ByteSource:
                 todo="wait until whatever writes it has finished, then open it again",
             )
         return raw
+
+    def _fill(self, piece: memoryview, offset: int) -> memoryview:
+        """Read into `piece`; returns the part of it that was there to read."""
+        done = 0
+        while done < len(piece) and (got := os.preadv(self._descriptor, [piece[done:]], offset + done)):
+            done += got
+        return piece[:done]
 
     def _pread(self, offset: int, length: int) -> bytes:
         raw = os.pread(self._descriptor, length, offset)

@@ -39,6 +39,9 @@ class Record(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Some of it; checked when that is all of it. Raises `Damaged`."""
 
+    def load(self) -> np.ndarray[Any, Any]:
+        """All of it, checked, as an array of bytes in memory that is nobody else's. Raises `Damaged`."""
+
     def pieces(self, piece: int) -> Iterator[bytes]:
         """All of it, `piece` bytes at a time, checked at the end. Raises `Damaged`."""
 
@@ -57,6 +60,11 @@ class MemoryRecord:
 
     def read(self, offset: int, length: int) -> bytes:
         return bytes(self.raw[offset : offset + length])
+
+    def load(self) -> np.ndarray[Any, Any]:
+        import numpy as np
+
+        return np.array(np.frombuffer(self.raw, np.uint8))
 
     def pieces(self, piece: int) -> Iterator[bytes]:
         return (bytes(self.raw[start : start + piece]) for start in range(0, self.nbytes, piece))
@@ -112,7 +120,7 @@ class StoredTensor:
         return id(self.record), self.offset, self.shape, self.stride
 
     def array(self) -> np.ndarray[Any, Any]:
-        """The values as a numpy array of `shape`, read-only.
+        """The values as a numpy array of `shape`. One that can be written is in memory that is nobody else's.
 
         Raises `Damaged` when the checksum does not fit, `Refused` when it would take far more memory than the
         file holds for it, or more than there is.
@@ -188,12 +196,13 @@ class StoredTensor:
             raise Refused(f"values of type {safe_text(self.dtype)} cannot be read", where=self.record.where)
         return DTYPES[self.dtype][0]
 
-    def _checked(self, offset: int, length: int) -> bytes:
-        if length != self.record.nbytes:
-            self.record.verify()
+    def _checked(self, offset: int, length: int) -> bytes | np.ndarray[Any, Any]:
+        if length == self.record.nbytes:
+            return self.record.load()
+        self.record.verify()
         return self.record.read(offset, length)
 
-    def _values(self, raw: bytes) -> np.ndarray[Any, Any]:
+    def _values(self, raw: bytes | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The bytes of whole elements as a flat array."""
         import numpy as np
 

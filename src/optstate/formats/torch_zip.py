@@ -129,10 +129,10 @@ class _Storages:
         if name not in self._archive.members:
             raise ValueError(f"storage {safe_text(key, 40)}, which the archive does not hold")
         record = self._archive.record(name)
-        claimed = elements * (1 if dtype is None else DTYPES[dtype][0])
-        if claimed != record.nbytes:
+        width = 1 if dtype is None else DTYPES.get(dtype, (None,))[0]
+        if width is not None and elements * width != record.nbytes:
             raise ValueError(
-                f"storage {safe_text(key, 40)} of {claimed} bytes, where the archive holds {record.nbytes}"
+                f"storage {safe_text(key, 40)} of {elements * width} bytes, where the archive holds {record.nbytes}"
             )
         return Storage(record, dtype, self._swap)
 

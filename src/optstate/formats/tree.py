@@ -143,6 +143,10 @@ def _decode_scalar(node: Node) -> Any:
             return raw
         case nodes.Complex(v=parts):
             return complex(*(part if isinstance(part, float) else _decode_scalar(part) for part in parts))
+        case nodes.NumpyScalar(dtype=name, v=raw) if len(raw) != DTYPES[name][0]:
+            raise ValueError(f"{len(raw)} bytes for one {name}")
+        case nodes.Dtype(v=name) if name not in DTYPES:
+            raise ValueError(f"{safe_text(name)} is no element type")
     return node
 
 

@@ -10,12 +10,15 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from struct import Struct
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 from optstate.errors import Damaged, ReadError, Refused
 from optstate.formats.regular import ByteSource
 from optstate.text import count, listing, safe_text, size
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAGIC = b"PK\x03\x04"
 
@@ -109,6 +112,19 @@ class ZipRecord:
         raw = self._source.read(self._start() + offset, length)
         if length == self.nbytes and not self._verified:
             self._check(crc32(raw))
+        return raw
+
+    def load(self) -> np.ndarray[Any, Any]:
+        """The whole content as an array of bytes in memory of its own. Raises `Damaged` when the CRC-32 does not fit."""
+        crc = 0
+
+        def update(piece: memoryview) -> None:
+            nonlocal crc
+            crc = crc32(piece, crc)
+
+        raw = self._source.load(self._start(), self.nbytes, (lambda _: None) if self._verified else update)
+        if not self._verified:
+            self._check(crc)
         return raw
 
     def pieces(self, piece: int = PIECE) -> Iterator[bytes]:

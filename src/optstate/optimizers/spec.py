@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from optstate.errors import RegistryError
 from optstate.state.roles import CONVENTIONS, OFS, ROLES, Convention, Of, Role
-from optstate.state.tensors import TensorRef
+from optstate.state.tensors import is_tensor
 from optstate.text import listing, safe_text
 
 Shape = Literal[
@@ -211,7 +211,7 @@ def steady_gain(slot: SlotSpec, hyperparameters: Mapping[str, Any]) -> float | N
 def number(value: Any) -> float | None:
     """A hyperparameter as a float, also where it is a scalar tensor or a reference to one; None for any other."""
     try:
-        plain: Any = value.item() if isinstance(value, TensorRef) else value
+        plain: Any = value.item() if is_tensor(value) else value
         return float(plain)
     except (TypeError, ValueError):
         return None

@@ -12,7 +12,7 @@ from optstate.errors import RestoreError
 from optstate.formats import nodes
 from optstate.formats.tree import ArrayRef, SparseRef
 from optstate.live.tensors import HeldTensor
-from optstate.state.tensors import DTYPES, TensorRef
+from optstate.state.tensors import DTYPES, TensorRef, is_tensor, new_bytes
 from optstate.text import safe_text
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -38,9 +38,10 @@ def materialise(value: Any) -> Any:
 
 
 def _mapping(value: Any) -> Any:
-    copy = value.copy()  # keeps the class, a defaultdict's factory and the order
+    copy = value.copy()  # keeps the class and a defaultdict's factory
+    copy.clear()
     for key, item in value.items():
-        copy[key] = materialise(item)
+        copy[materialise(key)] = materialise(item)
     for name, attribute in getattr(value, "__dict__", {}).items():  # torch hangs a note on a module's state dict
         setattr(copy, name, materialise(attribute))
     return copy
@@ -52,8 +53,6 @@ def _leaf(value: Any) -> Any:
             return _owned(value.tensor)
         case SparseRef():
             return _sparse(value)
-        case TensorRef():
-            return to_tensor(value)
         case nodes.NumpyScalar():
             return value.value()
         case nodes.Size():
@@ -62,6 +61,8 @@ def _leaf(value: Any) -> Any:
             return getattr(torch, value.v)
         case nodes.Device():
             return torch.device(value.v)
+    if is_tensor(value):
+        return to_tensor(value)
     raise RestoreError(
         f"a value in the file is described by code, which is not run: {safe_text(value, 120)}",
         found=f"a {type(value).__name__}",
@@ -81,10 +82,14 @@ def to_tensor(ref: TensorRef) -> torch.Tensor:
 
 
 def _owned(ref: TensorRef) -> np.ndarray[Any, Any]:
-    """The values as an array that may be written and that nobody else has."""
+    """The values of a reference into a file, as an array that may be written and that nobody else has."""
     array = ref.array()
-    owned = array.flags.writeable and array.flags.owndata
-    return array if owned else np.array(array, order="K", copy=True)
+    if array.flags.writeable:
+        return array
+    strides = np.empty_like(array, order="K").strides  # its memory is never touched
+    owned: np.ndarray[Any, Any] = np.ndarray(array.shape, array.dtype, new_bytes(array.nbytes).data, strides=strides)
+    owned[...] = array
+    return owned
 
 
 def _sparse(ref: SparseRef) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from optstate.live.tensors import HeldTensor
-from optstate.state.tensors import TensorRef
+from optstate.state.tensors import is_tensor
 
 
 def same(a: Any, b: Any) -> bool:
@@ -19,7 +19,7 @@ def same(a: Any, b: Any) -> bool:
     same, because every optimizer treats them so. Values of any other kind are the same if they are equal.
     """
     a, b = _reference(a), _reference(b)
-    if isinstance(a, TensorRef) and isinstance(b, TensorRef):
+    if is_tensor(a) and is_tensor(b):
         return (a.dtype, a.shape) == (b.dtype, b.shape) and a.array().tobytes() == b.array().tobytes()
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optstate.errors import MissingSlot
 from optstate.state.roles import Convention, Of, Role
-from optstate.state.tensors import TensorRef, Value
+from optstate.state.tensors import Value, is_tensor
 from optstate.text import safe_text
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ class Slot:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """The tensor's sizes; None for a plain number, a list, or nothing."""
-        return self.value.shape if isinstance(self.value, TensorRef) else None
+        return self.value.shape if is_tensor(self.value) else None
 
     @property
     def dtype(self) -> str | None:
         """The tensor's element type by torch's name; None for anything that is not a tensor."""
-        return self.value.dtype if isinstance(self.value, TensorRef) else None
+        return self.value.dtype if is_tensor(self.value) else None
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -56,7 +56,7 @@ class Slot:
         """
         tensor: torch.Tensor | None = getattr(self.value, "tensor", None)
         if tensor is None:
-            in_file = isinstance(self.value, TensorRef)
+            in_file = is_tensor(self.value)
             raise MissingSlot(
                 f"{self.path} has no live tensor",
                 found="a tensor in a file" if in_file else f"a {type(self.value).__name__}",
@@ -74,7 +74,7 @@ class Slot:
 
         Raises `MissingSlot` when the slot holds neither a tensor nor a number.
         """
-        if isinstance(self.value, TensorRef):
+        if is_tensor(self.value):
             return self.value.array()
         if isinstance(self.value, (bool, int, float, complex)):
             import numpy as np
@@ -86,7 +86,7 @@ class Slot:
 
     def item(self) -> float | int | bool | complex:
         """The value of a slot that holds one number, such as `step`. Raises `MissingSlot` for any other."""
-        if isinstance(self.value, TensorRef) and prod(self.value.shape) == 1:
+        if is_tensor(self.value) and prod(self.value.shape) == 1:
             return self.value.item()
         if isinstance(self.value, (bool, int, float, complex)):
             return self.value
@@ -95,14 +95,14 @@ class Slot:
 
     def head(self, count: int = 6) -> list[Any]:
         """The first `count` values in row-major order as plain numbers, reading no more than one block."""
-        if not isinstance(self.value, TensorRef):
+        if not is_tensor(self.value):
             return [self.value]
         first: Iterator[Any] = iter(self.value.blocks())
         return [number.item() for block in islice(first, 1) for number in block[:count]]
 
     def __str__(self) -> str:
         meaning = self.role if self.convention is None else f"{self.role}, {self.convention} of {self.of}"
-        if not isinstance(self.value, TensorRef):
+        if not is_tensor(self.value):
             return f"{self.path}  {meaning}  {safe_text(self.value, 60)}"
         numbers = self.head()
         more = ", …" if len(numbers) < prod(self.value.shape) else ""

@@ -14,7 +14,7 @@ from optstate.state.parameter import ParamState
 from optstate.state.roles import Certainty, Role
 from optstate.state.slot import Slot, format_number
 from optstate.state.stats import Stats, stats
-from optstate.state.tensors import TensorRef
+from optstate.state.tensors import is_tensor
 from optstate.text import count, elide, listing, safe_text
 
 ROWS = 40
@@ -141,7 +141,7 @@ def _step(slot: Slot | None) -> str:
     if slot is None:
         return "–"
     value = slot.value
-    number = value.item() if isinstance(value, TensorRef) and prod(value.shape) == 1 else value
+    number = value.item() if is_tensor(value) and prod(value.shape) == 1 else value
     return format_number(number) if isinstance(number, (int, float)) else "?"
 
 
@@ -149,7 +149,7 @@ def _moment(slot: Slot | None, measured: Measured) -> str:
     if slot is None:
         return "–"
     known = measured.get((slot.parameter, slot.key))
-    if known is None and hasattr(slot.value, "tensor") and isinstance(slot.value, TensorRef):
+    if known is None and hasattr(slot.value, "tensor") and is_tensor(slot.value):
         known = stats(slot.value)
     return _with_stats(slot, known)
 
@@ -204,7 +204,7 @@ def _group_note(group: Group) -> str:
 
 def format_value(value: Any) -> str:
     """A hyperparameter as short text: numbers in six digits, a scalar tensor as its number."""
-    if isinstance(value, TensorRef):
+    if is_tensor(value):
         return format_number(value.item()) if prod(value.shape) == 1 else f"tensor {list(value.shape)}"
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join([*map(format_value, value[:_LONG]), *["…"] * (len(value) > _LONG)]) + ")"

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,6 @@ BLOCK = 1 << 20
 """Elements per block when values are streamed: small enough to stay in cache, large enough to hide the loop."""
 
 
-@runtime_checkable
 class TensorRef(Protocol):
     """A tensor that is somewhere: in a file, in a live optimizer, in a snapshot.
 
@@ -57,7 +56,11 @@ class TensorRef(Protocol):
         """The sizes, `()` for a scalar tensor."""
 
     def array(self) -> np.ndarray[Any, Any]:
-        """The values, as a numpy array of `shape`. May be read-only and may share memory with a live tensor."""
+        """The values, as a numpy array of `shape`; checked where the file has a checksum.
+
+        Of a live tensor it may share the memory. From a file it may be read-only; where it can be written, its
+        memory is nobody else's.
+        """
 
     def blocks(self) -> Iterator[np.ndarray[Any, Any]]:
         """The values in row-major order as flat arrays of at most `BLOCK` elements, read one at a time."""
@@ -70,6 +73,15 @@ Value: TypeAlias = (
     "TensorRef | bool | int | float | complex | str | bytes | list[Any] | tuple[Any, ...] | dict[Any, Any] | None"
 )
 """What a slot or a hyperparameter may hold: a tensor, a number, or a plain tree of them (as LBFGS keeps)."""
+
+
+def is_tensor(value: object) -> TypeGuard[TensorRef]:
+    """Whether a value is a reference to a tensor.
+
+    Asked of every value of a checkpoint, tens of thousands of times, so it looks for one member of the class
+    and not, as a runtime-checkable protocol does, at all of them in the object.
+    """
+    return hasattr(type(value), "blocks")
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -88,6 +100,19 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 def nbytes(ref: TensorRef) -> int:
     """Bytes that the values take, whatever memory they share with others. Unknown types count as nothing."""
     return prod(ref.shape) * DTYPES.get(ref.dtype, (0, ""))[0]
+
+
+ALIGNMENT = 64
+"""Bytes; where torch puts its own tensors. Some kernels add in another order for memory that lies elsewhere."""
+
+
+def new_bytes(length: int) -> np.ndarray[Any, Any]:
+    """An array of bytes in new memory, not cleared, that starts where a tensor of torch would."""
+    import numpy as np
+
+    raw = np.empty(length + ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    return raw[start : start + length]
 
 
 # What `struct` calls the element types that a scalar slot usually has; always little-endian, as files are.

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from optstate.errors import Unsaveable
+from optstate.errors import RestoreError, Unsaveable
 from optstate.formats.manifest import ObjectEntry
 from optstate.formats.tree import encode
 from optstate.live.weights import modules_with_extra_state
 from optstate.optimizers.registry import qualified_name
 from optstate.store.tensors import TensorTable
-from optstate.text import listing, safe_text
+from optstate.text import count, listing, safe_text
 
 RNG = "rng"
 """The object that holds the random state."""
@@ -48,13 +48,21 @@ class RandomState:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Put back what `state_dict` gave. Raises `RestoreError` when it is of more CUDA devices than are here."""
         import numpy as np
 
+        saved, here = len(state.get("cuda", ())), torch.cuda.device_count()
+        if saved > here:
+            raise RestoreError(
+                "the random state of a CUDA device has no device to go to",
+                expected=count(saved, "CUDA device"),
+                found=count(here, "CUDA device"),
+                todo="restore with rng=False, and seed anew",
+            )
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
-        if "cuda" in state:
+        if saved:
             torch.cuda.set_rng_state_all(state["cuda"])
 
 

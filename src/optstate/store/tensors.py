@@ -44,6 +44,8 @@ class TensorTable:
         `parts` make up the name that it gets, `where` is what messages call it. Raises `Unsaveable`.
         """
         dtype = check(tensor, where)
+        if tensor.layout != torch.strided:
+            raise _unsaveable(where, "a sparse weight")
         shape, stride = tuple(tensor.shape), tensor.stride()
         identity = tensor.data_ptr(), dtype, tensor.device, shape, stride, tensor.is_conj(), tensor.is_neg()
         known = self._keys.get(identity) if tensor.numel() else None
@@ -90,8 +92,8 @@ class TensorTable:
             return nodes.NumpyScalar(name, value.tobytes())
         if kind is torch.Size:
             return nodes.Size(tuple(value))
-        if kind is torch.dtype:
-            return nodes.Dtype(str(value).removeprefix("torch."))
+        if kind is torch.dtype and value in _DTYPES:
+            return nodes.Dtype(_DTYPES[value])
         return nodes.Device(str(value)) if kind is torch.device else None
 
     def _sparse(self, value: torch.Tensor, path: Path, family: Family, parts: Path) -> Tree:
