@@ -218,6 +218,20 @@ def test_wrappers_are_seen_through_by_type(model, adam):
     assert list(optstate.attach(optimizer, nested)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
 
 
+def test_a_distributed_model_has_the_names_of_the_model_inside(model, adam):
+    """DistributedDataParallel, really initialised with one process, leaves no trace in the names."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(torch.compile(model, backend="eager"))
+        assert list(optstate.attach(adam, parallel)) == [name for name, _ in model.named_parameters()]
+        assert list(optstate.named_state_dict(adam, parallel)["state"]) == [
+            name for name, _ in model.named_parameters()
+        ]
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_a_real_submodule_called_module_keeps_its_name():
     """A prefix is stripped because of the wrapper's type, never because of its spelling."""
     model = nn.ModuleDict({"module": nn.Linear(2, 2), "_orig_mod": nn.Linear(2, 2)})

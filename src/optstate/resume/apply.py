@@ -134,12 +134,14 @@ def _exchange(name: str, target: torch.Tensor, value: torch.Tensor, undo: Undo) 
         done[-1] = (ours, theirs)
 
 
-_BLOCK = 1 << 18  # elements: two blocks and the copy of one fit into a processor's cache
+_BLOCK = 1 << 15
+"""Elements: a block and its copy stay in a processor's cache, and torch copies no more than this with one thread;
+more threads wait for each other at every block, and for a long time where others use the cores as well."""
 
 
 def _blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Two tensors of one shape as pairs of blocks that stay in the processor's cache; as they are if not dense."""
-    if not (a.is_contiguous() and b.is_contiguous()):
+    """Two tensors of one shape as pairs of blocks; as one pair where they are not dense or not on the CPU."""
+    if a.device.type != "cpu" or not (a.is_contiguous() and b.is_contiguous()):
         return iter([(a, b)])
     return zip(a.view(-1).split(_BLOCK), b.view(-1).split(_BLOCK), strict=True)
 
