@@ -176,15 +176,23 @@ def _headline(state: Printable, names: Sequence[str]) -> str:
 
 
 def _absence_notes(parameters: Iterable[ParamState]) -> list[str]:
-    """One line per role and reason, so that a column of dashes explains itself."""
-    missing: dict[tuple[Role, Absence], list[str]] = {}
+    """One line per reason and the roles that it explains, so that a column of dashes explains itself."""
+    missing: dict[tuple[tuple[Role, ...], Absence], list[str]] = {}
     for parameter in parameters:
+        reasons: dict[Absence, list[Role]] = {}
         for role, absence in parameter.absences.items():
-            missing.setdefault((role, absence), []).append(parameter.name)
+            reasons.setdefault(absence, []).append(role)
+        for absence, roles in reasons.items():
+            missing.setdefault((tuple(roles), absence), []).append(parameter.name)
     return [
-        f"no {role.replace('_', ' ')} for {count(len(names), 'parameter')} ({listing(names, 3)}): {absence.sentence}"
-        for (role, absence), names in missing.items()
+        f"no {_either(roles)} for {count(len(names), 'parameter')} ({listing(names, 3)}): {absence.sentence}"
+        for (roles, absence), names in missing.items()
     ]
+
+
+def _either(roles: Sequence[Role]) -> str:
+    *first, last = (role.replace("_", " ") for role in roles)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 _LONG = 6  # hyperparameters shown per group, and values of one that is a list
