@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optstate.live.tensors import HeldTensor
+from optstate.live.tensors import released
 from optstate.live.view import attach
 
 NAMED_FORMAT = "optstate.named/1"
@@ -36,7 +36,7 @@ def named_state_dict(
                 "class": info.class_name,
                 "groups": [
                     {
-                        "hyperparameters": _plain(dict(group.hyperparameters)),
+                        "hyperparameters": released(dict(group.hyperparameters)),
                         "parameters": list(group.parameters),
                     }
                     for group in info.groups
@@ -54,20 +54,8 @@ def named_state_dict(
             for name, parameter in frozen.items()
         },
         "state": {
-            name: {key: _plain(slot.value) for key, slot in parameter.slots.items()}
+            name: {key: released(slot.value) for key, slot in parameter.slots.items()}
             for name, parameter in frozen.items()
             if parameter.slots
         },
     }
-
-
-def _plain(value: Any) -> Any:
-    """A tree of references as a tree of the tensors themselves."""
-    if isinstance(value, HeldTensor):
-        return value.tensor
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_plain(item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value

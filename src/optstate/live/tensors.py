@@ -89,32 +89,33 @@ def live_entry(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dic
     """The optimizer's entry for a parameter with tensors as references; empty where there is none."""
     entry = optimizer.state.get(parameter) or {}
     return {
-        str(key): LiveTensor(optimizer, parameter, key)
-        if isinstance(value, torch.Tensor)
-        else map_tensors(value, HeldTensor)
+        str(key): LiveTensor(optimizer, parameter, key) if isinstance(value, torch.Tensor) else held(value)
         for key, value in entry.items()
     }
 
 
-def map_tensors(value: Any, convert: Callable[[torch.Tensor], Any]) -> Any:
-    """A plain tree with every tensor replaced by `convert(tensor)`; containers are new, other leaves the same."""
-    if isinstance(value, torch.Tensor):
-        return convert(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(item, convert) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [map_tensors(item, convert) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value
+def held(value: Any) -> Any:
+    """A plain tree of tensors as a tree of references that hold them."""
+    return _mapped(value, torch.Tensor, HeldTensor)
 
 
 def frozen(value: Any) -> Any:
     """A tree of references in which every tensor is a clone on its own device that nothing else holds."""
-    if isinstance(value, HeldTensor):
-        return HeldTensor(value.tensor.detach().clone())
-    if isinstance(value, dict):
-        return {key: frozen(item) for key, item in value.items()}
+    return _mapped(value, HeldTensor, lambda ref: HeldTensor(ref.tensor.detach().clone()))
+
+
+def released(value: Any) -> Any:
+    """A tree of references as the plain tree of the tensors that they hold."""
+    return _mapped(value, HeldTensor, lambda ref: ref.tensor)
+
+
+def _mapped(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """`value` with every leaf of a kind converted; containers are new plain ones, other leaves the same."""
+    if isinstance(value, kind):
+        return convert(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, kind, convert) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        items = [frozen(item) for item in value]
+        items = [_mapped(item, kind, convert) for item in value]
         return items if isinstance(value, list) else tuple(items)
     return value

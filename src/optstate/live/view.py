@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from optstate.errors import BindError
 from optstate.live.bind import Binding, Bound, bind
-from optstate.live.tensors import HeldTensor, dtype_name, frozen, live_entry, map_tensors
+from optstate.live.tensors import dtype_name, frozen, held, live_entry
 from optstate.live.unwrap import unwrap_optimizer
 from optstate.optimizers.interpret import explain_absences, interpret
 from optstate.optimizers.registry import by_class, qualified_name
@@ -168,7 +168,7 @@ class LiveSource:
 
 def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     """A live group's keys besides its parameters, tensors as references."""
-    return {key: map_tensors(value, HeldTensor) for key, value in group.items() if key not in ("params", "param_names")}
+    return {key: held(value) for key, value in group.items() if key not in ("params", "param_names")}
 
 
 def load_hooks(optimizer: torch.optim.Optimizer) -> int:

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch
-
 from optstate.errors import RestoreError
 from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.opening import open_checkpoint
 from optstate.live.named import NAMED_FORMAT
-from optstate.live.tensors import HeldTensor, map_tensors
+from optstate.live.tensors import held
 from optstate.optimizers.interpret import explain_absences, interpret
 from optstate.optimizers.registry import by_name
 from optstate.state.absence import Absence
@@ -76,7 +74,7 @@ def _from_named(named: Mapping[str, Any]) -> OptimizerState:
                 name,
                 info["class"],
                 tuple(
-                    Group(name, index, map_tensors(group["hyperparameters"], HeldTensor), tuple(group["parameters"]))
+                    Group(name, index, held(group["hyperparameters"]), tuple(group["parameters"]))
                     for index, group in enumerate(info["groups"])
                 ),
                 known=by_name(info["class"]) is not None,
@@ -99,7 +97,7 @@ def _from_named(named: Mapping[str, Any]) -> OptimizerState:
 
 
 def _parameter(named: Mapping[str, Any], name: str, info: OptimizerInfo, group: Group) -> FrozenParameter:
-    entry = {key: _reference(value) for key, value in named["state"].get(name, {}).items()}
+    entry = {key: held(value) for key, value in named["state"].get(name, {}).items()}
     about = named["parameters"][name]
     spec = by_name(info.class_name)
     slots = interpret(spec, name, entry)
@@ -115,7 +113,3 @@ def _parameter(named: Mapping[str, Any], name: str, info: OptimizerInfo, group: 
         trainable=about["trainable"],
     )
     return FrozenParameter(facts, slots, explain_absences(spec, slots, group.hyperparameters, len(about["shape"]), why))
-
-
-def _reference(value: Any) -> Any:
-    return HeldTensor(value) if isinstance(value, torch.Tensor) else map_tensors(value, HeldTensor)
