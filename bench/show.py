@@ -15,11 +15,11 @@ _QUICK = {"2 MB": 2, "20 MB": 20}
 def rows(options: Options) -> list[Row]:
     """One row per file size, and one that says how much more the largest file takes than the smallest."""
     sizes = _QUICK if options.quick else _SIZES
+    paths = {label: str(options.directory / f"adamw-{megabytes}.pt") for label, megabytes in sizes.items()}
+    run_child(["-m", "bench.training", *(word for label in sizes for word in (paths[label], str(sizes[label])))])
     peaks: dict[str, list[float]] = {label: [] for label in sizes}
     contenders: dict[str, Callable[[], float]] = {LIMIT: lambda: run_child(["-c", "pass"]).seconds}
-    for label, megabytes in sizes.items():
-        path = str(options.directory / f"adamw-{megabytes}.pt")
-        run_child(["-m", "bench.training", path, str(megabytes)])
+    for label, path in paths.items():
         contenders[OURS + label] = _ours(path, peaks[label])
         contenders[PEER + label] = _peer(path)
     times = take_turns(contenders, options.rounds(5))

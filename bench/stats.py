@@ -50,9 +50,10 @@ def main() -> None:
             raw = file.read(BLOCK)
             left -= len(raw) or left
             block = np.frombuffer(raw, dtype="float32", count=len(raw) // 4)
-            np.count_nonzero(block)
-            wide = block.astype("float64")
-            np.dot(wide, wide)
+            np.count_nonzero(block == 0)
+            with np.errstate(invalid="ignore"):  # the pickle between the tensors is no number
+                wide = block.astype("float64")
+            np.einsum("i,i->", wide, wide)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,10 +25,10 @@ def training(megabytes: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Adam
 
 
 def main() -> None:
-    """`python -m bench.training FILE MEGABYTES`: the state as most people save it."""
-    path, megabytes = Path(sys.argv[1]), int(sys.argv[2])
-    model, optimizer = training(megabytes)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1}, path)
+    """`python -m bench.training FILE MEGABYTES ...`: states as most people save them, one file after the other."""
+    for path, megabytes in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        model, optimizer = training(int(megabytes))
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1}, path)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,8 @@ def test_wrappers_are_seen_through_by_type(model, adam):
 def test_a_distributed_model_has_the_names_of_the_model_inside(model, adam):
     """DistributedDataParallel, really initialised with one process, leaves no trace in the names."""
     distributed = torch.distributed
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    store = distributed.HashStore()  # type: ignore[attr-defined]  # there, but not in its __all__
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         parallel = nn.parallel.DistributedDataParallel(torch.compile(model, backend="eager"))
         assert list(optstate.attach(adam, parallel)) == [name for name, _ in model.named_parameters()]

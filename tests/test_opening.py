@@ -217,3 +217,10 @@ def test_sparse_file_of_an_exbibyte(tmp_path):
             pytest.skip("this file system has no files of that size")
     with pytest.raises(Damaged, match="ends with its directory"):
         open_checkpoint(path)
+
+
+def test_a_dangling_link_is_said_to_be_one(tmp_path):
+    """A link to nothing is there and is not; the message says which."""
+    (tmp_path / "last.pt").symlink_to(tmp_path / "gone.pt")
+    with pytest.raises(NotACheckpoint, match="a symbolic link to something that is not there"):
+        open_checkpoint(tmp_path / "last.pt")

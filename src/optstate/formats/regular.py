@@ -178,7 +178,9 @@ def _missing(path: Path) -> NotACheckpoint:
 
 
 def _neighbours(path: Path) -> str | None:
-    """Names beside a missing path that are close to it; looks at no more than a thousand."""
+    """What there is instead of a missing file: names beside it that are close, out of at most a thousand."""
+    if path.is_symlink():
+        return "a symbolic link to something that is not there"
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for entry in islice(entries, 1000)]
