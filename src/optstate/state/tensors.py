@@ -103,7 +103,8 @@ def nbytes(ref: TensorRef) -> int:
 
 
 ALIGNMENT = 64
-"""Bytes; where torch puts its own tensors. Some kernels add in another order for memory that lies elsewhere."""
+"""Bytes; where torch puts its own tensors. Linear algebra libraries may add in another order for memory that lies
+elsewhere, and nothing about a restored tensor should differ from one that was never saved."""
 
 
 def new_bytes(length: int) -> np.ndarray[Any, Any]:
