@@ -14,10 +14,10 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 PAGES := README.md CONTRIBUTING.md $(wildcard docs/*.md)
 
-# The suite runs in WORKERS processes; 0 is this one alone, for a debugger. One thread each: small tensors gain
+# The suite runs in WORKERS processes, each file in one of them, so that what a file prepares is prepared once; 0 is this one alone, for a debugger. One thread each: small tensors gain
 # nothing from more, and together they would fight for the cores.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile

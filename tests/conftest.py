@@ -18,20 +18,13 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("whole" if config.getoption("--whole") else "fast")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """Leave out what is marked `whole` unless asked for, and put what is marked `slow` last."""
     if not config.getoption("--whole"):
         left_out = [item for item in items if item.get_closest_marker("whole")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("whole")]
-    items.sort(key=_slow)  # stable: otherwise as written
-    for item in filter(_slow, items):  # one process per file, so that what a file prepares once is prepared once
-        item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
-def _slow(item):
-    return item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: otherwise as written
 
 
 @pytest.fixture(scope="session")
