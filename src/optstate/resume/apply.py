@@ -19,6 +19,7 @@ from optstate.optimizers.registry import by_class
 from optstate.resume.decisions import HyperparameterDecision, ObjectDecision, SlotDecision, WeightDecision
 from optstate.resume.materialise import materialise
 from optstate.resume.sameness import same
+from optstate.state.tensors import Value, is_tensor, nbytes
 from optstate.text import safe_text
 
 
@@ -42,7 +43,22 @@ class Staged:
 
 
 READERS = 2
-"""Threads that read and verify; more gain little, and a machine that trains has work of its own."""
+"""Threads that read and verify large tensors; more gain little, and a machine that trains has work of its own."""
+
+LARGE = 1 << 20
+"""Bytes from which a tensor is read by one of them: for small ones, threads only wait for the interpreter's lock."""
+
+
+def _read(values: Sequence[Value]) -> list[Any]:
+    with ThreadPoolExecutor(READERS) as readers:
+        pending = {
+            place: readers.submit(materialise, value)
+            for place, value in enumerate(values)
+            if is_tensor(value) and nbytes(value) >= LARGE
+        }
+        return [
+            pending[place].result() if place in pending else materialise(value) for place, value in enumerate(values)
+        ]
 
 
 def stage(
@@ -52,18 +68,14 @@ def stage(
     objects: Sequence[ObjectDecision],
 ) -> Staged:
     """Read everything that a plan will write. Reading verifies each digest, so `Damaged` is raised here or never."""
-    # Reading and hashing leave the interpreter's lock, so two readers keep a disk or a memory bus busy.
-    with ThreadPoolExecutor(READERS) as readers:
-        weight_values = readers.map(materialise, [item.saved for item in weights])
-        slot_values = readers.map(materialise, [item.saved for item in slots])
-        staged_weights = {item.name: value for item, value in zip(weights, weight_values, strict=True)}
-        entries: dict[str, dict[str, Any]] = {}
-        for item, value in zip(slots, slot_values, strict=True):
-            entry = entries.setdefault(item.parameter, {})
-            if item.key is not None:
-                entry[item.key] = value
+    values = _read([item.saved for item in weights] + [item.saved for item in slots])
+    entries: dict[str, dict[str, Any]] = {}
+    for item, value in zip(slots, values[len(weights) :], strict=True):
+        entry = entries.setdefault(item.parameter, {})
+        if item.key is not None:
+            entry[item.key] = value
     return Staged(
-        staged_weights,
+        {item.name: value for item, value in zip(weights, values, strict=False)},
         entries,
         [(item, materialise(item.saved)) for item in hyperparameters if item.changes],
         [(item, materialise(item.saved)) for item in objects],
