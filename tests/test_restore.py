@@ -311,6 +311,17 @@ def test_a_tied_weight_is_found_under_either_name(tmp_path):
     assert torch.equal(fresh.state[weights[0]]["exp_avg"], optimizer.state[weights[1]]["exp_avg"])
 
 
+def test_another_number_of_optimizers_is_a_fault_that_names_them(tmp_path):
+    """Two optimizers were saved and one is live: the fault says which, and what one without a name is."""
+    model = mlp()
+    pair = {"first": torch.optim.AdamW(model[0].parameters()), "last": torch.optim.AdamW(model[2].parameters())}
+    path = optstate.save(tmp_path / "ck", model=model, optimizer=pair)
+    with pytest.raises(
+        RestoreRefused, match="optimizers first, last in the checkpoint, one optimizer without a name live"
+    ):
+        optstate.restore(path, model=model, optimizer=torch.optim.AdamW(model.parameters()))
+
+
 def test_tying_or_untying_weights_is_a_fault(tmp_path):
     """One tensor here and two there is another model, in either direction."""
     one, two = tied(["embed", "head"]), tied(["embed", "head"])

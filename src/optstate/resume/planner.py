@@ -5,7 +5,7 @@ Nothing here touches a live value. All faults are collected, so that one look at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,12 +145,18 @@ def _pair_optimizers(found: Comparison, saved: Saved, live: LiveSource) -> dict[
         pairs = {name: name for name in live_optimizers}
     else:
         found.faults.append(
-            f"optimizers {listing(sorted(saved_optimizers))} in the checkpoint, {listing(sorted(live_optimizers))} live"
+            f"{_optimizers(saved_optimizers)} in the checkpoint, {_optimizers(live_optimizers)} live; "
+            "several are restored as they were saved, by their names"
         )
         return None
     for live_name, saved_name in pairs.items():
         _compare_class(found, saved_optimizers[saved_name], live_optimizers[live_name])
     return pairs
+
+
+def _optimizers(names: Iterable[str]) -> str:
+    named = sorted(name for name in names if name)
+    return f"optimizers {listing(named)}" if named else "one optimizer without a name"
 
 
 def _compare_class(found: Comparison, saved: OptimizerInfo, live: torch.optim.Optimizer) -> None:
