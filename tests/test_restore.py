@@ -211,6 +211,25 @@ def test_a_failure_while_writing_is_undone(tmp_path):
     assert counter.value == 2
 
 
+def test_an_interrupt_while_writing_is_undone_and_stays_one(tmp_path):
+    """Ctrl-C during a restore leaves everything as it was, and is not turned into another error."""
+
+    class Interrupted(Faulty):
+        def load_state_dict(self, state):
+            raise KeyboardInterrupt
+
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    train(model, optimizer)
+    last = Interrupted()
+    path = optstate.save(tmp_path / "ck", model=model, optimizer=optimizer, last=last)
+    train(model, optimizer)
+    before = fingerprint(model, optimizer)
+    with pytest.raises(KeyboardInterrupt):
+        optstate.restore(path, model=model, optimizer=optimizer, last=last)
+    assert fingerprint(model, optimizer) == before
+
+
 def test_a_stale_plan_is_refused(saved):
     """A plan made before the optimizer was rebuilt does not write into the wrong one."""
     model, optimizer, path = saved
