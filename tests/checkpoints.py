@@ -9,7 +9,8 @@ from typing import Any
 
 from optstate.errors import NotACheckpoint
 from optstate.formats.checkpoint import Checkpoint
-from optstate.formats.manifest import (
+from optstate.formats.ours.directory import open_directory
+from optstate.formats.ours.manifest import (
     Body,
     Environment,
     GroupEntry,
@@ -19,10 +20,9 @@ from optstate.formats.manifest import (
     SlotEntry,
     WeightEntry,
 )
-from optstate.formats.nodes import Dict, Tensor
-from optstate.formats.own import open_directory
-from optstate.formats.own_tensors import OwnTensor
-from optstate.formats.tree import ArrayRef, SparseRef
+from optstate.formats.ours.nodes import Dict, Tensor
+from optstate.formats.ours.own_tensors import OwnTensor
+from optstate.formats.ours.tree import ArrayRef, SparseRef
 from optstate.state.tensors import is_tensor
 from optstate.store.files import Files, RealFiles
 from optstate.store.writer import HEADER_LIMIT, Payload, write_checkpoint

@@ -379,7 +379,7 @@ def test_kill_between_the_renames_reads_the_old_one(tmp_path):
     aside = tmp_path / f".ck.old-{RealFiles().boot}-01234567"
     (tmp_path / "ck").rename(aside)
     assert recovered(tmp_path / "ck") == OLD
-    from optstate.formats.own import open_directory
+    from optstate.formats.ours.directory import open_directory
 
     assert aside.name in open_directory(tmp_path / "ck").notes[0]
     write(tmp_path / "ck", NEW, replace=True)

@@ -24,8 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optstate.errors import Damaged, NewerFormat, NotACheckpoint, ReadError, Refused, Unsaveable
-from optstate.formats import nodes
-from optstate.formats.manifest import (
+from optstate.formats.ours import nodes
+from optstate.formats.ours.directory import open_directory, read_manifest
+from optstate.formats.ours.manifest import (
     FORMAT,
     MANIFEST,
     decode_manifest,
@@ -36,10 +37,9 @@ from optstate.formats.manifest import (
     schema,
     split_key,
 )
-from optstate.formats.own import open_directory, read_manifest
-from optstate.formats.own_tensors import OwnTensor
-from optstate.formats.tree import DEPTH, SparseRef, decode, encode, path_text
-from optstate.formats.verify import verify
+from optstate.formats.ours.own_tensors import OwnTensor
+from optstate.formats.ours.tree import DEPTH, SparseRef, decode, encode, path_text
+from optstate.formats.ours.verify import verify
 from optstate.state.tensors import is_tensor
 from optstate.store.files import RealFiles
 from optstate.store.writer import Payload, write_checkpoint
@@ -319,7 +319,7 @@ def checkpoint(tmp_path):
 def test_opening_reads_headers_only(checkpoint):
     """Opening and printing a checkpoint imports neither numpy nor torch."""
     code = (
-        "import sys; from optstate.formats.own import open_directory; c = open_directory(sys.argv[1]);"
+        "import sys; from optstate.formats.ours.directory import open_directory; c = open_directory(sys.argv[1]);"
         "print(c.state, c.weights, c.objects, c.step); print(sorted({'torch', 'numpy', 'ml_dtypes'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, checkpoint], capture_output=True, text=True, check=False)

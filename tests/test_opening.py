@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from optstate.errors import Damaged, NotACheckpoint, ReadError, Refused
+from optstate.formats.containers.regular import open_regular
 from optstate.formats.opening import open_checkpoint
-from optstate.formats.regular import open_regular
 
 
 def tar():

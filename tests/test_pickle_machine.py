@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optstate.errors import Damaged, Refused
-from optstate.formats.constructors import CONSTRUCTORS
-from optstate.formats.pickle_machine import CHOSEN_KEYS, Call, Global, Machine
-from optstate.formats.pickle_opcodes import run
+from optstate.formats.containers.constructors import CONSTRUCTORS
+from optstate.formats.containers.pickle_machine import CHOSEN_KEYS, Call, Global, Machine
+from optstate.formats.containers.pickle_opcodes import run
 
 
 def refuse(identity):

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from optstate.errors import Damaged, NewerFormat, NotACheckpoint, ReadError, Refused
+from optstate.formats.containers.stored_tensor import StoredTensor
 from optstate.formats.opening import open_checkpoint
-from optstate.formats.stored_tensor import StoredTensor
 from optstate.live.named import named_state_dict
 from optstate.state.absence import Absence
 from optstate.state.tensors import BLOCK, DTYPES

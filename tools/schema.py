@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from optstate.formats.manifest import schema
+from optstate.formats.ours.manifest import schema
 
 TARGET = Path(__file__).parents[1] / "docs" / "schema" / "optstate-1.json"
 

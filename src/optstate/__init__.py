@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from optstate.errors import OptstateError as OptstateError
     from optstate.formats.checkpoint import Checkpoint as Checkpoint
     from optstate.formats.opening import open_checkpoint as open
-    from optstate.formats.verify import VerifyReport as VerifyReport
-    from optstate.formats.verify import verify as verify
+    from optstate.formats.ours.verify import VerifyReport as VerifyReport
+    from optstate.formats.ours.verify import verify as verify
     from optstate.live.named import named_state_dict as named_state_dict
     from optstate.live.probe import probe as probe
     from optstate.live.view import attach as attach
@@ -59,7 +59,7 @@ _MAP = {
     "Selection": "state.selection",
     "Slot": "state.slot",
     "SlotSpec": "optimizers.spec",
-    "VerifyReport": "formats.verify",
+    "VerifyReport": "formats.ours.verify",
     "attach": "live.view",
     "errors": "errors:",
     "named_state_dict": "live.named",
@@ -69,7 +69,7 @@ _MAP = {
     "register": "optimizers.registry",
     "restore": "resume.plan",
     "save": "store.save",
-    "verify": "formats.verify",
+    "verify": "formats.ours.verify",
 }
 
 # Written out for type checkers, which cannot read a table; a test holds the two equal.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import optstate
-from optstate.formats.own import open_directory
+from optstate.formats.ours.directory import open_directory
 from tests.checkpoints import described
 
 HERE = Path(__file__).parent

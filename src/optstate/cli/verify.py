@@ -10,7 +10,7 @@ import click
 from optstate.cli.terminal import Progressing, debug_option, hint, json_option, quoted, say, say_json
 from optstate.errors import NotACheckpoint
 from optstate.formats.opening import open_checkpoint
-from optstate.formats.verify import VerifyReport, verify
+from optstate.formats.ours.verify import VerifyReport, verify
 from optstate.text import safe_text
 
 SCHEMA = "optstate.verify/1"

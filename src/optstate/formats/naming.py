@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optstate.errors import Refused
-from optstate.formats.stored_tensor import StoredTensor
+from optstate.formats.containers.stored_tensor import StoredTensor
 from optstate.state.roles import Certainty
 from optstate.state.tensors import TensorRef
 from optstate.text import listing

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from optstate.errors import NotACheckpoint
 from optstate.formats.checkpoint import Checkpoint
-from optstate.formats.regular import cannot_open, open_regular
-from optstate.formats.sniff import HEAD, wrong_kind
-from optstate.formats.torch_save import open_torch_save
-from optstate.formats.zip_archive import MAGIC
+from optstate.formats.containers.regular import cannot_open, open_regular
+from optstate.formats.containers.sniff import HEAD, wrong_kind
+from optstate.formats.containers.zip_archive import MAGIC
+from optstate.formats.layouts.torch_save import open_torch_save
 from optstate.text import listing, safe_text
 
 MANIFEST = "manifest.json"
@@ -37,7 +37,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except OSError as error:
         raise cannot_open(path, error) from None
     if not os.path.lexists(path):
-        from optstate.formats.own import open_directory, settled
+        from optstate.formats.ours.directory import open_directory, settled
 
         # A save that was killed while it replaced a checkpoint has the old one still, under another name.
         if settled(path) != path:
@@ -51,7 +51,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _open_directory(path: Path) -> Checkpoint:
     if (path / MANIFEST).is_file():
-        from optstate.formats.own import open_directory
+        from optstate.formats.ours.directory import open_directory
 
         return open_directory(path)
     with os.scandir(path) as entries:

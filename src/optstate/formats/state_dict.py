@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optstate.errors import Refused
+from optstate.formats.containers.stored_tensor import StoredTensor
 from optstate.formats.naming import Named, Position, Weight, name_positions, not_updated, notes_on_names
-from optstate.formats.stored_tensor import StoredTensor
 from optstate.optimizers.interpret import explain_absences, interpret
 from optstate.optimizers.registry import by_contents
 from optstate.optimizers.spec import OptimizerSpec

@@ -4,7 +4,7 @@
    file synced when it is complete.
 2. The temporary directory is synced, renamed to its final name, and the parent is synced. Only then is it saved.
 3. Where it replaces another, that one is first renamed to `.<name>.old-<boot>-<random>`, and removed last. Killed
-   in between, `optstate.formats.own.settled` finds the old one, and the next save puts it back.
+   in between, `optstate.formats.ours.directory.settled` finds the old one, and the next save puts it back.
 
 What a killed save leaves is removed by the next save to the same name, once it is certain that nobody writes
 it any more: its lock is free, and this is still the same run of the same machine, so that a lock means

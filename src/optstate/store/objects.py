@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from optstate.errors import RestoreError, Unsaveable
-from optstate.formats.manifest import ObjectEntry
-from optstate.formats.tree import encode
+from optstate.formats.ours.manifest import ObjectEntry
+from optstate.formats.ours.tree import encode
 from optstate.live.weights import modules_with_extra_state
 from optstate.optimizers.registry import qualified_name
 from optstate.store.tensors import TensorTable

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from optstate.errors import BindError, TargetExists, Unsaveable
-from optstate.formats.manifest import (
+from optstate.formats.ours.directory import is_checkpoint, settled
+from optstate.formats.ours.manifest import (
     Body,
     Environment,
     GroupEntry,
@@ -25,9 +26,8 @@ from optstate.formats.manifest import (
     SlotEntry,
     WeightEntry,
 )
-from optstate.formats.nodes import Tree
-from optstate.formats.own import is_checkpoint, settled
-from optstate.formats.tree import Leaf, encode
+from optstate.formats.ours.nodes import Tree
+from optstate.formats.ours.tree import Leaf, encode
 from optstate.live.view import LiveSource, checked_model, optimizers_by_name
 from optstate.live.weights import live_weights
 from optstate.optimizers.interpret import interpret

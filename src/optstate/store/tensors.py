@@ -12,13 +12,13 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from optstate.errors import Unsaveable
-from optstate.formats import nodes
-from optstate.formats.manifest import Family, fingerprint_positions, join_key
-from optstate.formats.nodes import Tree
-from optstate.formats.own_tensors import is_dense
-from optstate.formats.safetensors_header import METADATA
-from optstate.formats.stored_tensor import row_major
-from optstate.formats.tree import Leaf, Path, path_text
+from optstate.formats.containers.safetensors_header import METADATA
+from optstate.formats.containers.stored_tensor import row_major
+from optstate.formats.ours import nodes
+from optstate.formats.ours.manifest import Family, fingerprint_positions, join_key
+from optstate.formats.ours.nodes import Tree
+from optstate.formats.ours.own_tensors import is_dense
+from optstate.formats.ours.tree import Leaf, Path, path_text
 from optstate.live.tensors import dtype_name
 from optstate.optimizers.registry import qualified_name
 from optstate.state.tensors import DTYPES, numpy_dtype
@@ -70,7 +70,7 @@ class TensorTable:
         return key
 
     def leaf(self, family: Family, prefix: Path = (), skip: int = 0) -> Leaf:
-        """What encodes tensors, arrays and torch's small types in a tree; see `optstate.formats.tree.encode`.
+        """What encodes tensors, arrays and torch's small types in a tree; see `optstate.formats.ours.tree.encode`.
 
         A tensor's name is made of `prefix` and its path in the tree without the first `skip` steps.
         """

@@ -13,8 +13,17 @@ from typing import NamedTuple, Self
 import msgspec
 import xxhash
 
-from optstate.formats.manifest import FORMAT, MANIFEST, Body, Chunk, FileEntry, TensorEntry, digest_of, encode_manifest
-from optstate.formats.safetensors_header import Item, alignment, encode_header, entry_size
+from optstate.formats.containers.safetensors_header import Item, alignment, encode_header, entry_size
+from optstate.formats.ours.manifest import (
+    FORMAT,
+    MANIFEST,
+    Body,
+    Chunk,
+    FileEntry,
+    TensorEntry,
+    digest_of,
+    encode_manifest,
+)
 from optstate.state.tensors import DTYPES
 from optstate.store.commit import new_directory
 from optstate.store.files import Buffer, Files
@@ -34,7 +43,7 @@ class Payload:
     """A tensor to be written.
 
     key
-        `<family>/<name in the file>`, see `optstate.formats.manifest`.
+        `<family>/<name in the file>`, see `optstate.formats.ours.manifest`.
     dtype, shape, stride, device
         As in the manifest: by torch's names; `stride` None for row-major.
     pieces

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from optstate.errors import Damaged, NewerFormat, NotACheckpoint, Refused
-from optstate.formats.constructors import CONSTRUCTORS, Storage, known_global, storage_dtype
-from optstate.formats.pickle_machine import Global, Machine, Node
-from optstate.formats.pickle_opcodes import run
-from optstate.formats.regular import ByteSource
-from optstate.formats.zip_archive import ZipArchive
+from optstate.formats.containers.constructors import CONSTRUCTORS, Storage, known_global, storage_dtype
+from optstate.formats.containers.pickle_machine import Global, Machine, Node
+from optstate.formats.containers.pickle_opcodes import run
+from optstate.formats.containers.regular import ByteSource
+from optstate.formats.containers.zip_archive import ZipArchive
 from optstate.state.tensors import DTYPES
 from optstate.text import count, listing, safe_text, size
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from optstate.errors import Damaged, ReadError, Refused
-from optstate.formats.pickle_machine import Machine, Malformed, Node
+from optstate.formats.containers.pickle_machine import Machine, Malformed, Node
 from optstate.text import safe_text
 
 OPCODES = 20_000_000

@@ -14,8 +14,8 @@ from math import isfinite, prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from optstate.errors import Refused, Unsaveable
-from optstate.formats import nodes
-from optstate.formats.nodes import Node, Tree
+from optstate.formats.ours import nodes
+from optstate.formats.ours.nodes import Node, Tree
 from optstate.state.tensors import DTYPES, TensorRef, array_blocks
 from optstate.text import safe_text, size
 

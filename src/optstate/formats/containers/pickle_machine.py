@@ -3,9 +3,9 @@
 It imports nothing, calls nothing that a pickle names, and hashes nothing whose hash a pickle can choose. A
 global is a name (`Global`), a call is a record (`Call`); only the few names that `Machine` is given constructors for
 are interpreted, by those constructors. Dictionaries, lists and tuples become Python's own, and share and
-contain each other as the pickle says: who walks the result must expect cycles (`optstate.formats.unfolding`).
+contain each other as the pickle says: who walks the result must expect cycles (`optstate.formats.containers.unfolding`).
 
-The opcodes that drive it are in `optstate.formats.pickle_opcodes`. One pass, no recursion, time and memory in
+The opcodes that drive it are in `optstate.formats.containers.pickle_opcodes`. One pass, no recursion, time and memory in
 proportion to the bytes given.
 """
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from math import prod
 from types import MappingProxyType
 
-from optstate.formats.pickle_machine import Buildable, Constructor, Global, Node
-from optstate.formats.stored_tensor import MAX_RANK, MemoryRecord, Record, StoredTensor, row_major
+from optstate.formats.containers.pickle_machine import Buildable, Constructor, Global, Node
+from optstate.formats.containers.stored_tensor import MAX_RANK, MemoryRecord, Record, StoredTensor, row_major
 from optstate.state.tensors import DTYPES, scalar
 from optstate.text import safe_text
 

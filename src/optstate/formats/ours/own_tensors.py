@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from optstate.errors import Damaged, Refused
-from optstate.formats.manifest import Chunk, TensorEntry, WeightEntry, digest_of
-from optstate.formats.regular import ByteSource
-from optstate.formats.stored_tensor import MAX_RANK, StoredTensor, row_major
+from optstate.formats.containers.regular import ByteSource
+from optstate.formats.containers.stored_tensor import MAX_RANK, StoredTensor, row_major
+from optstate.formats.ours.manifest import Chunk, TensorEntry, WeightEntry, digest_of
 from optstate.state.tensors import DTYPES, array_blocks, new_bytes, numpy_dtype
 from optstate.text import safe_text
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ChunkRecord:
-    """The bytes of one chunk; satisfies `optstate.formats.stored_tensor.Record`."""
+    """The bytes of one chunk; satisfies `optstate.formats.containers.stored_tensor.Record`."""
 
     def __init__(self, source: ByteSource, chunk: Chunk, owner: str) -> None:
         self.source = source

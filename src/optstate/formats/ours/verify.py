@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optstate.errors import Damaged, ReadError
-from optstate.formats.manifest import Body, Chunk
-from optstate.formats.own import check_file, open_file, read_manifest, settled
-from optstate.formats.own_tensors import ChunkRecord
-from optstate.formats.regular import ByteSource
+from optstate.formats.containers.regular import ByteSource
+from optstate.formats.ours.directory import check_file, open_file, read_manifest, settled
+from optstate.formats.ours.manifest import Body, Chunk
+from optstate.formats.ours.own_tensors import ChunkRecord
 from optstate.text import count, safe_text, size
 
 

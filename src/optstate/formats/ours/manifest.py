@@ -18,7 +18,7 @@ import xxhash
 from msgspec import Meta, Struct, field
 
 from optstate.errors import Damaged, NewerFormat, NotACheckpoint, Refused
-from optstate.formats.nodes import Tree
+from optstate.formats.ours.nodes import Tree
 from optstate.state.absence import Absence
 from optstate.state.roles import Certainty, Convention, Of, Role
 from optstate.text import safe_text

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 from optstate.errors import Damaged, ReadError, Refused
-from optstate.formats.regular import ByteSource
+from optstate.formats.containers.regular import ByteSource
 from optstate.text import count, listing, safe_text, size
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from optstate.formats.pickle_machine import Call, Node
+from optstate.formats.containers.pickle_machine import Call, Node
 from optstate.text import safe_text
 
 DEPTH = 100

@@ -7,15 +7,15 @@ from math import prod
 from typing import Any
 
 from optstate.formats.checkpoint import Checkpoint
+from optstate.formats.containers.pickle_machine import Call, Global, Node
+from optstate.formats.containers.regular import ByteSource
+from optstate.formats.containers.stored_tensor import StoredTensor
+from optstate.formats.containers.torch_zip import read_torch_zip
+from optstate.formats.containers.unfolding import prune
 from optstate.formats.named import FORMAT as NAMED
 from optstate.formats.named import is_named, read_named
 from optstate.formats.naming import distinct_weights
-from optstate.formats.pickle_machine import Call, Global, Node
-from optstate.formats.regular import ByteSource
 from optstate.formats.state_dict import is_state_dict, own, read_state_dicts
-from optstate.formats.stored_tensor import StoredTensor
-from optstate.formats.torch_zip import read_torch_zip
-from optstate.formats.unfolding import prune
 from optstate.state.optimizer_state import OptimizerState
 from optstate.text import safe_text
 

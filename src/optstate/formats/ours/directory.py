@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 
 from optstate.errors import Damaged, NotACheckpoint, ReadError, Refused
 from optstate.formats.checkpoint import Checkpoint
-from optstate.formats.manifest import (
+from optstate.formats.containers.regular import ByteSource, open_regular
+from optstate.formats.containers.safetensors_header import header_metadata
+from optstate.formats.ours.manifest import (
     FORMAT,
     MANIFEST,
     Body,
@@ -21,11 +23,9 @@ from optstate.formats.manifest import (
     digest_of,
     format_version,
 )
-from optstate.formats.nodes import Tree
-from optstate.formats.own_tensors import OwnTensor
-from optstate.formats.regular import ByteSource, open_regular
-from optstate.formats.safetensors_header import header_metadata
-from optstate.formats.tree import decode
+from optstate.formats.ours.nodes import Tree
+from optstate.formats.ours.own_tensors import OwnTensor
+from optstate.formats.ours.tree import decode
 from optstate.state.frozen import FrozenParameter, FrozenSource
 from optstate.state.groups import Group, OptimizerInfo
 from optstate.state.optimizer_state import OptimizerState

@@ -1,0 +1,1 @@
+"""Bytes on disk: containers of files and tensors, read safely."""

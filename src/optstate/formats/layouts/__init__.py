@@ -1,0 +1,1 @@
+"""What other programs write: one small file for each, from what a container holds to a `Checkpoint`."""

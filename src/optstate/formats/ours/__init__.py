@@ -1,0 +1,1 @@
+"""Our own format: manifest, typed trees, tensors with digests."""
