@@ -241,7 +241,7 @@ def test_weights_only_file(tmp_path, model, capsys):
 def test_names_of_unequal_certainty_are_told_apart(tmp_path, capsys):
     """Where some names are surer than others a column says which, and the line above counts them."""
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2), "b": torch.nn.Linear(2, 3), "c": torch.nn.Linear(3, 2)})
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(list(model.parameters())[::-1])
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

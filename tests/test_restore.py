@@ -464,7 +464,7 @@ def test_a_foreign_file_without_optimizer_state_is_refused(tmp_path):
 def test_a_foreign_file_by_position_is_refused_with_one_reason(tmp_path):
     """Equal shapes and no names: nothing says which momentum is whose, and guessing would be silent damage."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(list(model.parameters())[::-1])
     train(model, optimizer)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "both.pt")
     with pytest.raises(RestoreRefused, match=r"1 fault(.|\n)*which of 4 parameters is which"):

@@ -223,15 +223,24 @@ def test_names_that_lie(tmp_path):
     assert "names that contradict the shapes of the weights: 2.bias, 2.weight, 0.bias, 0.weight" in checkpoint.notes
 
 
+def test_names_by_the_order_of_the_model(tmp_path):
+    """An optimizer over `model.parameters()`, every shape of which agrees with that order, has the model's names."""
+    model, optimizer = trained(OPTIMIZERS["AdamW"], nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)))
+    state = open_saved(tmp_path / "ck.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict()}).state
+    assert certainties(state) == {name: "rule" for name, _ in model.named_parameters()}
+
+
 def test_names_by_shape(tmp_path):
     """Where a shape belongs to one weight and one position, that is the name; other positions stay positions."""
-    model, optimizer = trained(OPTIMIZERS["AdamW"], nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)))
+    model, _ = trained(OPTIMIZERS["AdamW"], nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)))
+    optimizer = torch.optim.AdamW(list(model.parameters())[::-1])
+    optimizer.step()
     state = open_saved(tmp_path / "ck.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict()}).state
     assert certainties(state) == {
-        "0.weight": "shapes", "#1": "position", "1.weight": "shapes", "#3": "position", "2.weight": "shapes",
-        "2.bias": "shapes",
+        "2.bias": "shapes", "2.weight": "shapes", "#2": "position", "1.weight": "shapes", "#4": "position",
+        "0.weight": "shapes",
     }  # fmt: skip
-    assert state["#1"].facts.shape == (8,)
+    assert state["#2"].facts.shape == (8,)
 
 
 def test_weights_of_another_model(tmp_path):
@@ -250,7 +259,7 @@ def test_tied_weights(tmp_path):
     checkpoint = open_saved(tmp_path / "ck.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     assert (list(checkpoint.weights), checkpoint.aliases) == (["a.weight"], {"a.weight": ("b.weight",)})
     facts = checkpoint.state["a.weight"].facts
-    assert (facts.certainty, facts.aliases) == ("shapes", ("b.weight",))
+    assert (facts.certainty, facts.aliases) == ("rule", ("b.weight",))
 
 
 def test_names_as_keys(tmp_path):

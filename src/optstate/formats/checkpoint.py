@@ -10,6 +10,19 @@ from optstate.state.optimizer_state import OptimizerState
 from optstate.state.tensors import TensorRef, Value
 
 
+@dataclass(frozen=True, slots=True)
+class Clue:
+    """Something that a reader saw and that a diagnosis is made of: the code it speaks for, and the evidence.
+
+    `evidence` is one sentence with names and numbers, safe to print; `fix` what to do about it with this writer,
+    None where the code's own advice holds.
+    """
+
+    code: str
+    evidence: str
+    fix: str | None = None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights, optimizer state and objects at one step, whatever program wrote them.
@@ -30,6 +43,12 @@ class Checkpoint:
         Everything else (scheduler, RNG, ...) as plain trees with tensors as references.
     object_classes
         The qualified class of each object, where the file says.
+    unplaced
+        Optimizer state that belongs to no parameter that could be told, by its raw path in the file.
+    unread
+        Parts that are there and were not read, each with the reason: a missing shard, a layout not known.
+    clues
+        What the reader saw that `optstate doctor` explains.
     notes
         What the reader has to say: which calls in the file it did not make, what it could not verify.
 
@@ -46,4 +65,7 @@ class Checkpoint:
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     objects: Mapping[str, Value] = field(default_factory=dict)
     object_classes: Mapping[str, str] = field(default_factory=dict)
+    unplaced: Mapping[str, Value] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    clues: tuple[Clue, ...] = ()
     notes: tuple[str, ...] = ()

@@ -1,14 +1,15 @@
 """What the parameters of an optimizer are called, and how sure that is.
 
 torch numbers the parameters through all groups. Where a name can come from, in this order: the number itself, where
-the writer used names instead; `param_names`; a shape that fits only one weight; else the position is the name. A
-name never gets a higher certainty than its evidence has.
+the writer used names instead; `param_names`; the order in which the writer is known to lay parameters out, where every
+shape agrees; a shape that fits only one weight; else the position is the name, and the weights that fit it are
+told. A name never gets a higher certainty than its evidence has.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +49,43 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a position is called, how sure that is, and the weight of this name, None where there is none."""
+    """What a position is called, how sure that is, and the weight of this name, None where there is none.
+
+    `candidates` are the weights that a position could be where its name is not known.
+    """
 
     name: str
     certainty: Certainty
     weight: Weight | None = None
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How a writer lays out parameters: `groups` turns the tensors that are trained, in the model's order, into groups.
+
+    `what` says it in words, such as `the order of the model`.
+    """
+
+    what: str
+    groups: Callable[[Sequence[Weight]], Sequence[Sequence[Weight]]]
+
+
+MODEL_ORDER = Order("the order of the model", lambda weights: [weights])
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def trained(weights: Iterable[Weight]) -> list[Weight]:
+    """The tensors of a model that an optimizer could train: no integers, none of the buffers that torch's layers have."""
+    return [
+        weight
+        for weight in weights
+        if weight.tensor.dtype.startswith(_TRAINED) and weight.name.rpartition(".")[2] not in _BUFFERS
+    ]
+
+
+_TRAINED = ("float", "bfloat", "complex")
 
 
 def distinct_weights(weights: Mapping[str, TensorRef]) -> list[Weight]:
@@ -63,7 +96,9 @@ def distinct_weights(weights: Mapping[str, TensorRef]) -> list[Weight]:
     return [Weight(first, weights[first], tuple(others)) for first, *others in names.values()]
 
 
-def name_positions(positions: Sequence[Position], weights: Sequence[Weight], file: str) -> list[Named]:
+def name_positions(
+    positions: Sequence[Position], weights: Sequence[Weight], file: str, orders: Sequence[Order] = ()
+) -> list[Named]:
     """A name for each position, no two alike. Raises `Refused` for a file that makes that impossible."""
     by_name = {name: weight for weight in weights for name in (weight.name, *weight.aliases)}
     told = [position.key if type(position.key) is str else position.recorded for position in positions]
@@ -72,9 +107,12 @@ def name_positions(positions: Sequence[Position], weights: Sequence[Weight], fil
         [position for position, name in zip(positions, told, strict=True) if name is None],
         [weight for weight in weights if weight.name not in claimed],
     )
+    by_rule = _by_rule(positions, weights, orders) if not any(told) else None
     names = []
-    for position, name in zip(positions, told, strict=True):
-        if name is not None:
+    for index, (position, name) in enumerate(zip(positions, told, strict=True)):
+        if by_rule is not None:
+            names.append(Named(by_rule[index].name, "rule", by_rule[index]))
+        elif name is not None:
             names.append(Named(name, "file" if type(position.key) is str else "recorded", by_name.get(name)))
         elif position.shape in by_shape:
             weight = by_shape[position.shape]
@@ -82,6 +120,20 @@ def name_positions(positions: Sequence[Position], weights: Sequence[Weight], fil
         else:
             names.append(Named(position.place, "position"))
     return _unique(positions, names, file)
+
+
+def _by_rule(positions: Sequence[Position], weights: Sequence[Weight], orders: Sequence[Order]) -> list[Weight] | None:
+    """The weight for each position in the first order that agrees with every group and every shape."""
+    candidates = trained(weights)
+    for order in orders:
+        groups = [list(group) for group in order.groups(candidates) if group]
+        laid_out = [(index, weight) for index, group in enumerate(groups) for weight in group]
+        if len(laid_out) == len(positions) and all(
+            index == position.group and position.shape in (None, weight.tensor.shape)
+            for (index, weight), position in zip(laid_out, positions, strict=True)
+        ):
+            return [weight for _, weight in laid_out]
+    return None
 
 
 def _by_shape(positions: Iterable[Position], weights: Iterable[Weight]) -> dict[tuple[int, ...] | None, Weight]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
 from pathlib import Path
 
 from optstate.errors import NotACheckpoint
 from optstate.formats.checkpoint import Checkpoint
-from optstate.formats.containers.regular import cannot_open, open_regular
+from optstate.formats.containers.folder import Folder
+from optstate.formats.containers.pickled import Pickled
+from optstate.formats.containers.regular import ByteSource, cannot_open, open_regular
 from optstate.formats.containers.sniff import HEAD, wrong_kind
-from optstate.formats.containers.zip_archive import MAGIC
-from optstate.formats.layouts.torch_save import open_torch_save
+from optstate.formats.containers.torch_zip import read_torch_zip
+from optstate.formats.containers.zip_archive import MAGIC, ZipArchive
+from optstate.formats.layouts.catalogue import FILES, FOLDERS, ZIPS
+from optstate.formats.parts import Parts, assemble
 from optstate.text import listing, safe_text
 
 MANIFEST = "manifest.json"
@@ -42,11 +45,26 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         # A save that was killed while it replaced a checkpoint has the old one still, under another name.
         if settled(path) != path:
             return open_directory(path)
-    source = open_regular(path)
+    return _open_file(open_regular(path))
+
+
+def _open_file(source: ByteSource) -> Checkpoint:
     head = source.read(0, min(HEAD, source.size))
     if head.startswith(MAGIC):
-        return open_torch_save(source)
+        return assemble(_read_zip(ZipArchive(source)), source.path)
     raise wrong_kind(source.name, head)
+
+
+def _read_zip(archive: ZipArchive) -> Parts:
+    for layout in ZIPS:
+        if layout.fits(archive):
+            return layout.read(archive)
+    return read_pickle(read_torch_zip(archive))
+
+
+def read_pickle(pickled: Pickled) -> Parts:
+    """What a pickle holds, by the first layout that fits; one does for any."""
+    return next(layout.read(pickled) for layout in FILES if layout.fits(pickled))
 
 
 def _open_directory(path: Path) -> Checkpoint:
@@ -54,8 +72,11 @@ def _open_directory(path: Path) -> Checkpoint:
         from optstate.formats.ours.directory import open_directory
 
         return open_directory(path)
-    with os.scandir(path) as entries:
-        names = sorted(entry.name for entry in islice(entries, 100))
+    folder = Folder(path)
+    for layout in FOLDERS:
+        if layout.fits(folder):
+            return assemble(layout.read(folder), path)
+    names = list(folder.entries)
     raise NotACheckpoint(
         f"{safe_text(path)} is a directory, and no checkpoint of optstate",
         expected=f"a {MANIFEST} in it, which is written last: without one a save did not finish",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from optstate.errors import Refused
 from optstate.formats.containers.stored_tensor import StoredTensor
-from optstate.formats.naming import Named, Position, Weight, name_positions, not_updated, notes_on_names
+from optstate.formats.naming import Named, Order, Position, Weight, name_positions, not_updated, notes_on_names
 from optstate.optimizers.interpret import explain_absences, interpret
-from optstate.optimizers.registry import by_contents
+from optstate.optimizers.registry import by_contents, by_name
 from optstate.optimizers.spec import OptimizerSpec
 from optstate.state.absence import Absence
 from optstate.state.frozen import FrozenParameter, FrozenSource
 from optstate.state.groups import Group, OptimizerInfo
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.parameter import ParameterFacts
+from optstate.state.tensors import is_tensor
 from optstate.text import listing, safe_text
 
 
@@ -25,6 +27,7 @@ class Optimizer:
     """One state dict, read: its positions in order, and what it has besides."""
 
     name: str
+    class_name: str | None
     specs: tuple[OptimizerSpec, ...]
     hyperparameters: Sequence[Mapping[str, Any]]
     positions: list[Position] = field(default_factory=list)
@@ -44,17 +47,23 @@ def is_state_dict(node: object) -> bool:
 
 
 def read_state_dicts(
-    state_dicts: Mapping[str, Mapping[str, Any]], weights: Sequence[Weight], file: str
+    state_dicts: Mapping[str, Mapping[str, Any]],
+    weights: Sequence[Weight],
+    file: str,
+    *,
+    orders: Sequence[Order] = (),
+    classes: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[OptimizerState, list[str]]:
     """The state of one or more optimizers by name, and what is to be said about it.
 
     `state_dicts` maps the optimizer's name ("" for a single one) to a node for which `is_state_dict` holds;
-    `weights` are the model's tensors, each once, where the file has any; `file` is its name, for messages. Raises
-    `Refused`, with the place, for groups that contradict each other.
+    `weights` are the model's tensors, each once, where the file has any; `file` is its name, for messages; `orders`
+    how the writer lays out parameters; `classes` the class of an optimizer where the writer says it. Raises `Refused`,
+    with the place, for groups that contradict each other.
     """
-    optimizers = [_read(name, node, file) for name, node in state_dicts.items()]
+    optimizers = [_read(name, node, file, classes.get(name)) for name, node in state_dicts.items()]
     positions = [position for optimizer in optimizers for position in optimizer.positions]
-    names = name_positions(positions, weights, file)
+    names = name_positions(positions, weights, file, orders)
     notes = [*notes_on_names(positions, names), *_notes_on_values(optimizers)]
 
     parameters: list[FrozenParameter] = []
@@ -74,15 +83,16 @@ def read_state_dicts(
 # --- reading one ------------------------------------------------------------------------------------------
 
 
-def _read(name: str, node: Mapping[str, Any], file: str) -> Optimizer:
+def _read(name: str, node: Mapping[str, Any], file: str, class_name: str | None) -> Optimizer:
     groups, state = node["param_groups"], node["state"]
     hyperparameters = [
         {key: value for key, value in group.items() if type(key) is str and key not in ("params", "param_names")}
         for group in groups
     ]
     keys = {key for entry in state.values() for key, value in entry_of(entry).items() if value is not None}
-    specs = by_contents(hyperparameters[0], keys) if hyperparameters else ()
-    optimizer = Optimizer(name, specs, hyperparameters)
+    stated = by_name(class_name)
+    specs = (stated,) if stated else by_contents(hyperparameters[0], keys) if hyperparameters else ()
+    optimizer = Optimizer(name, class_name, specs, hyperparameters)
     mirrors = _mirrors(optimizer.spec)
     seen: dict[int | str, int] = {}
     for index, group in enumerate(groups):
@@ -144,7 +154,7 @@ def _mirrors(spec: OptimizerSpec | None) -> list[tuple[str, bool]]:
 
 def _mirrored(entry: Mapping[str, Any], mirrors: list[tuple[str, bool]]) -> tuple[tuple[int, ...] | None, str | None]:
     """Shape and element type of a parameter, as its slots tell; None where they do not, or contradict each other."""
-    found = [(entry[key], same_dtype) for key, same_dtype in mirrors if isinstance(entry.get(key), StoredTensor)]
+    found = [(entry[key], same_dtype) for key, same_dtype in mirrors if is_tensor(entry.get(key))]
     shapes = {tensor.shape for tensor, _ in found}
     dtypes = {tensor.dtype for tensor, same_dtype in found if same_dtype}
     return shapes.pop() if len(shapes) == 1 else None, dtypes.pop() if len(dtypes) == 1 else None
@@ -177,6 +187,7 @@ def _parameter(optimizer: Optimizer, position: Position, named: Named, stepped: 
         optimizer=position.optimizer,
         group=position.group,
         aliases=tuple(name for name in (weight.name, *weight.aliases) if name != named.name) if weight else (),
+        candidates=named.candidates,
     )
     hyperparameters = optimizer.hyperparameters[position.group]
     ndim = None if shape is None else len(shape)
@@ -202,14 +213,14 @@ def _info(optimizer: Optimizer, names: Sequence[Named]) -> OptimizerInfo:
         for index, hyperparameters in enumerate(optimizer.hyperparameters)
     )
     fitting = tuple(spec.name for spec in optimizer.specs)
-    known = bool(fitting)
+    known, stated = bool(fitting), optimizer.class_name
     return OptimizerInfo(
         optimizer.name,
-        fitting[0] if known else None,
+        stated or (fitting[0] if known else None),
         groups,
         known=known,
-        inferred=known,
-        alternatives=fitting[1:],
+        inferred=known and stated is None,
+        alternatives=() if stated else fitting[1:],
     )
 
 

@@ -19,7 +19,8 @@ class ParameterFacts:
 
     `shape` and `dtype` are None where a file tells neither. `aliases` are further names of the same tensor
     (tied weights). `group` is the index of its param group within `optimizer`. `trainable` is `requires_grad`,
-    None where a file does not say.
+    None where a file does not say. `candidates` are the names that a parameter could have of which a file tells
+    nothing but the position.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ParameterFacts:
     group: int
     aliases: tuple[str, ...] = ()
     trainable: bool | None = None
+    candidates: tuple[str, ...] = ()
 
 
 class SlotReader(Protocol):

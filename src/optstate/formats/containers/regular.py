@@ -26,24 +26,27 @@ Bytes = TypeVar("Bytes", bytes, memoryview)
 
 
 class ByteSource:
-    """The bytes of a regular file, read by position; the file stays open as long as the source is in use.
+    """The bytes of a regular file, or of a run of them, read by position; the file stays open while it is in use.
 
     `size` is the number of bytes when the file was opened. A file that changes after that is `Damaged`: what
-    was read before and after would not belong together. Reading is safe from several threads.
+    was read before and after would not belong together. Reading is safe from several threads. `name` is the path,
+    with the part of the file that a window shows, safe to print.
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._descriptor = descriptor
-        finalize(self, os.close, descriptor)
-        status = os.fstat(descriptor)
-        self.size = status.st_size
-        self._stamp = _stamp(status)
+    def __init__(self, file: _OpenFile, start: int, size: int, name: str) -> None:
+        self.path = file.path
+        self.size = size
+        self.name = name
+        self._file = file
+        self._start = start
 
-    @property
-    def name(self) -> str:
-        """The path, safe to print."""
-        return safe_text(self.path)
+    def window(self, start: int, length: int, label: str) -> ByteSource:
+        """`length` bytes from `start` as a source of their own, such as a file stored inside an archive.
+
+        Raises `Damaged` when they are not all there.
+        """
+        self._check_range(start, length)
+        return ByteSource(self._file, self._start + start, length, f"{self.name}, {safe_text(label)}")
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`.
@@ -52,7 +55,7 @@ class ByteSource:
         bytes that the file does not have; `ReadError` when the system cannot read them.
         """
         self._check_range(offset, length)
-        return self._unchanged(partial(self._pread, offset, length), offset, length)
+        return self._file.read(self._start + offset, length)
 
     def load(self, offset: int, length: int, digest: Callable[[memoryview], object]) -> np.ndarray[Any, Any]:
         """As `read`, as an array of bytes in new memory; `digest` sees them in pieces, while they are in cache."""
@@ -61,7 +64,7 @@ class ByteSource:
         view = raw.data
         for start in range(0, length, _PIECE):
             piece = view[start : start + _PIECE]
-            self._unchanged(partial(self._fill, piece, offset + start), offset + start, len(piece))
+            self._file.fill(piece, self._start + offset + start)
             digest(piece)
         return raw
 
@@ -74,15 +77,32 @@ class ByteSource:
                 todo="the copy is incomplete: fetch or copy it again",
             )
 
+
+class _OpenFile:
+    """A descriptor that is closed when nobody uses it any more, and how the file was when it was opened."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        finalize(self, os.close, descriptor)
+        self.status = os.fstat(descriptor)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._unchanged(partial(self._pread, offset, length), offset, length)
+
+    def fill(self, piece: memoryview, offset: int) -> None:
+        self._unchanged(partial(self._fill, piece, offset), offset, len(piece))
+
     def _unchanged(self, read: Callable[[], Bytes], offset: int, length: int) -> Bytes:
         try:
             raw = read()
-            changed = len(raw) != length or _stamp(os.fstat(self._descriptor)) != self._stamp
+            changed = len(raw) != length or _stamp(os.fstat(self._descriptor)) != _stamp(self.status)
         except OSError as error:
-            raise ReadError(f"the system cannot read {self.name}: {error.strerror}", found=f"byte {offset}") from error
+            name = safe_text(self.path)
+            raise ReadError(f"the system cannot read {name}: {error.strerror}", found=f"byte {offset}") from error
         if changed:
             raise Damaged(
-                f"{self.name} changed while it was read",
+                f"{safe_text(self.path)} changed while it was read",
                 todo="wait until whatever writes it has finished, then open it again",
             )
         return raw
@@ -124,10 +144,10 @@ def open_regular(path: Path) -> ByteSource:
         raise NotACheckpoint(f"{safe_text(path)!r} is no path", todo="a path holds no NUL character") from None
     except OSError as error:
         raise cannot_open(path, error) from None
-    source = ByteSource(path, descriptor)
-    mode = os.fstat(descriptor).st_mode
-    if not S_ISREG(mode):
-        raise _irregular(path, _kind(mode))
+    file = _OpenFile(path, descriptor)
+    if not S_ISREG(file.status.st_mode):
+        raise _irregular(path, _kind(file.status.st_mode))
+    source = ByteSource(file, 0, file.status.st_size, safe_text(path))
     if source.size == 0:
         raise NotACheckpoint(
             f"{source.name} is empty",

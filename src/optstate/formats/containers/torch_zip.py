@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from optstate.errors import Damaged, NewerFormat, NotACheckpoint, Refused
 from optstate.formats.containers.constructors import CONSTRUCTORS, Storage, known_global, storage_dtype
 from optstate.formats.containers.pickle_machine import Global, Machine, Node
 from optstate.formats.containers.pickle_opcodes import run
-from optstate.formats.containers.regular import ByteSource
+from optstate.formats.containers.pickled import Pickled
 from optstate.formats.containers.zip_archive import ZipArchive
 from optstate.state.tensors import DTYPES
 from optstate.text import count, listing, safe_text, size
@@ -20,21 +18,13 @@ FORMAT_VERSION = "1"
 """The `.format_version` that torch writes, where it writes one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pickled:
-    """What was given to `torch.save`, tensors as references, and what is to be said about reading it."""
-
-    root: Node
-    notes: list[str]
-
-
-def read_torch_zip(source: ByteSource) -> Pickled:
-    """Read the structure of a file, and none of its values.
+def read_torch_zip(archive: ZipArchive) -> Pickled:
+    """Read the structure of what was given to `torch.save`, and none of its values.
 
     Raises `NotACheckpoint` for a zip archive of something else, `Refused` for a TorchScript program and for what
     `ZipArchive` and the pickle machine refuse, `Damaged`, `NewerFormat`.
     """
-    archive = ZipArchive(source)
+    source = archive.source
     folder = _folder(archive)
     pickle = archive.record(f"{folder}/data.pkl")
     if pickle.nbytes > PICKLE_LIMIT:
@@ -49,7 +39,7 @@ def read_torch_zip(source: ByteSource) -> Pickled:
     if end != pickle.nbytes:
         behind = count(pickle.nbytes - end, "byte")
         raise Refused("something hides behind the end of the pickle", where=pickle.where, found=behind)
-    return Pickled(root, [*_notes_on_calls(machine), *_notes_on_checksums(archive)])
+    return Pickled(root, source, "torch zip", [*notes_on_calls(machine), *_notes_on_checksums(archive)])
 
 
 def _folder(archive: ZipArchive) -> str:
@@ -137,7 +127,8 @@ class _Storages:
         return Storage(record, dtype, self._swap)
 
 
-def _notes_on_calls(machine: Machine) -> list[str]:
+def notes_on_calls(machine: Machine) -> list[str]:
+    """What a pickle would have called and imported, and was not."""
     called = {str(call.function): None for call in machine.calls if type(call.function) is Global}
     named = [str(found) for found in machine.globals.values() if not known_global(found) and str(found) not in called]
     return [

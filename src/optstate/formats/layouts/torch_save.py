@@ -1,4 +1,4 @@
-"""From what was given to `torch.save` to a `Checkpoint`: which of it is optimizer, model, step, and the rest."""
+"""Any dict that a program gave to `torch.save`: which of it is optimizer, model, step, and the rest."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.containers.pickle_machine import Call, Global, Node
-from optstate.formats.containers.regular import ByteSource
+from optstate.formats.containers.pickled import Pickled
 from optstate.formats.containers.stored_tensor import StoredTensor
-from optstate.formats.containers.torch_zip import read_torch_zip
 from optstate.formats.containers.unfolding import prune
+from optstate.formats.layouts.layout import FileLayout
 from optstate.formats.named import FORMAT as NAMED
-from optstate.formats.named import is_named, read_named
-from optstate.formats.naming import distinct_weights
-from optstate.formats.state_dict import is_state_dict, own, read_state_dicts
-from optstate.state.optimizer_state import OptimizerState
+from optstate.formats.named import is_named
+from optstate.formats.naming import MODEL_ORDER
+from optstate.formats.parts import Parts
+from optstate.formats.state_dict import is_state_dict
 from optstate.text import safe_text
 
 # Where programs put the model's weights; the first of these that holds tensors.
@@ -33,14 +32,12 @@ OPTIMIZER_KEYS = (
 STEP_KEYS = ("step", "global_step", "iteration", "iter_num", "iter")
 
 
-def open_torch_save(source: ByteSource) -> Checkpoint:
-    """The checkpoint in a zip file that `torch.save` wrote; values are read on demand.
+def read(pickled: Pickled) -> Parts:
+    """The parts of what was given to `torch.save`; values are read on demand.
 
     Recognised are an optimizer's `state_dict()` alone, dicts with a model and optimizers, weights alone, and
-    `named_state_dict`. Whatever else there is becomes objects. Raises what `read_torch_zip` does, and `Refused`
-    for an optimizer that contradicts itself.
+    `named_state_dict`. Whatever else there is becomes objects.
     """
-    pickled = read_torch_zip(source)
     entries = _entries(pickled.root)
     notes = [*pickled.notes, *prune(entries)]
     optimizers = dict(_optimizers(entries))
@@ -49,29 +46,23 @@ def open_torch_save(source: ByteSource) -> Checkpoint:
     tensors, beside = _split(entries.pop(key, {}))
     if beside:
         entries[key] = beside
-    for name, tensor in tensors.items():
-        own(tensor, safe_text(name))
-    weights = distinct_weights(tensors)
     named = next((path for path, node in optimizers.items() if is_named(node)), None)
-    if named is not None:
-        # A by-name dict describes all optimizers of a program at once.
-        state, step, state_notes = read_named(optimizers[named], f"{source.name}: {safe_text('.'.join(named))}")
-        taken = {named[0]}
-    else:
-        state, state_notes = read_state_dicts(_by_label(optimizers), weights, source.name)
-        step = None
-    step_key, stated = _step(entries)
+    taken = {named[0]} if named else taken
+    step_key, step = _step(entries)
     objects = {name: node for name, node in entries.items() if name not in {*taken, step_key}}
-    return Checkpoint(
-        path=source.path,
+    return Parts(
         format=NAMED if named else "torch.save",
-        step=stated if step is None else step,
-        state=state,
-        weights={weight.name: weight.tensor for weight in weights},
-        aliases={weight.name: weight.aliases for weight in weights if weight.aliases},
+        weights=tensors,
+        optimizers={} if named else _by_label(optimizers),
+        orders=(MODEL_ORDER,),
+        named=(".".join(named), optimizers[named]) if named else None,
+        step=step,
         objects=objects,
-        notes=(*notes, *state_notes, *_notes_on_absence(objects, state)),
+        notes=[*notes, *_notes_on_absence(objects, bool(optimizers))],
     )
+
+
+LAYOUT = FileLayout("torch.save", lambda _: True, read)
 
 
 def _entries(root: Node) -> dict[str, Node]:
@@ -142,7 +133,7 @@ def _step(entries: Mapping[str, Node]) -> tuple[str, int | None]:
     return "", None
 
 
-def _notes_on_absence(objects: Mapping[str, Node], state: OptimizerState) -> list[str]:
+def _notes_on_absence(objects: Mapping[str, Node], has_optimizer: bool) -> list[str]:
     """Why there is no optimizer state, or not all that one would look for."""
     found = {key: objects[key] for key in OPTIMIZER_KEYS if key in objects}
     notes = [
@@ -151,7 +142,7 @@ def _notes_on_absence(objects: Mapping[str, Node], state: OptimizerState) -> lis
         else f"{key} is {_what(node)}, not an optimizer's state_dict"
         for key, node in found.items()
     ]
-    return notes if notes or state.optimizers else ["no optimizer state in it"]
+    return notes if notes or has_optimizer else ["no optimizer state in it"]
 
 
 def _what(node: Node) -> str:

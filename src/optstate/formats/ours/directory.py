@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 from optstate.errors import Damaged, NotACheckpoint, ReadError, Refused
 from optstate.formats.checkpoint import Checkpoint
-from optstate.formats.containers.regular import ByteSource, open_regular
+from optstate.formats.containers.folder import open_within
+from optstate.formats.containers.regular import ByteSource
 from optstate.formats.containers.safetensors_header import header_metadata
 from optstate.formats.ours.manifest import (
     FORMAT,
@@ -78,7 +79,7 @@ def read_manifest(directory: Path) -> Body:
             expected="a checkpoint directory, whose manifest is written last",
             todo="if this is an unfinished save, use an earlier checkpoint",
         )
-    source = _open_within(directory, MANIFEST)
+    source = open_within(directory, MANIFEST)
     if source.size > MAX_MANIFEST:
         raise Refused(f"{source.name} is too large to be a manifest", found=size(source.size))
     return decode_manifest(source.read(0, source.size), source.name)
@@ -87,7 +88,7 @@ def read_manifest(directory: Path) -> Body:
 def is_checkpoint(directory: Path) -> bool:
     """Whether a directory holds a manifest of ours, of any version, intact or not."""
     try:
-        source = _open_within(directory, MANIFEST)
+        source = open_within(directory, MANIFEST)
         return format_version(source.read(0, min(source.size, MAX_MANIFEST))) is not None
     except ReadError:
         return False
@@ -112,7 +113,7 @@ def settled(path: Path) -> Path:
 def open_file(directory: Path, name: str, body: Body) -> ByteSource:
     """A data file of a checkpoint, whatever is in it. Raises `Damaged` when there is none."""
     try:
-        return _open_within(directory, name)
+        return open_within(directory, name)
     except NotACheckpoint as error:
         raise Damaged(
             f"{safe_text(directory / name)} is missing or empty",
@@ -151,23 +152,6 @@ def _held(body: Body, file: str) -> list[str]:
         for key, entry in body.tensors.items()
         if any(chunk.file == file for chunk in entry.chunks)
     ]
-
-
-def _open_within(directory: Path, name: str) -> ByteSource:
-    path = directory / name
-    if path.is_symlink() and not _stays_home(path, directory):
-        raise Refused(
-            f"{safe_text(path)} is a symbolic link that leaves the checkpoint",
-            found=safe_text(path.resolve()),
-            todo="copy the file itself into the directory, where you trust it",
-        )
-    return open_regular(path)
-
-
-def _stays_home(link: Path, directory: Path) -> bool:
-    """Whether a link ends inside the checkpoint, or where a model hub's cache keeps the files of its snapshots."""
-    home, target = directory.resolve(), link.resolve()
-    return target.is_relative_to(home) or (target.parent.name == "blobs" and target.parent.parent in home.parents)
 
 
 # --- from entries to the vocabulary -------------------------------------------------------------------------
