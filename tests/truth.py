@@ -49,7 +49,7 @@ def assert_state_is(
         assert (name, sorted(mine)) == (name, sorted(true))
         for key in true:
             assert mine[key].role == true[key].role, f"{name}/{key}"
-            assert same_bits(mine[key].value, true[key].value), f"{name}/{key}: {mine[key].value} is not as saved"
+            assert same_bits(mine[key].value, true[key].value), f"{name}/{key}: {mine[key].value!r} is not as saved"
 
 
 def assert_is(
