@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all bench demo docs build clean
+.PHONY: help setup check test test-all rare bench demo docs build clean
 
 # The first Python on the path that is new enough.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -41,8 +41,11 @@ check: $(READY) ## format, lint and types
 test: check ## check, then run the tests, fast ones first
 	$(PYTEST)
 
-test-all: check ## check, then run the tests with the large matrices whole
+test-all: check rare ## check, then run the tests with the large matrices whole, and those of the rarer writers
 	$(PYTEST) --whole
+
+rare: $(READY) ## install the rarer writers of checkpoints, as far as they install here
+	$(RUN) tools/rare.py
 
 bench: $(READY) ## measure against the peers and the limits of this machine
 	$(RUN) -m bench
