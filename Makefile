@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all rare bench demo docs build clean
+.PHONY: help setup check test test-all rare bench demo zoo docs build clean
 
 # The first Python on the path that is new enough.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -18,6 +18,8 @@ PAGES := README.md CONTRIBUTING.md $(wildcard docs/*.md)
 # nothing from more, and together they would fight for the cores.
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+EXAMPLES ?= 5000
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -47,13 +49,20 @@ test-all: check rare ## check, then run the tests with the large matrices whole,
 rare: $(READY) ## install the rarer writers of checkpoints, as far as they install here
 	$(RUN) tools/rare.py
 
+fuzz: $(READY) ## open files that chance makes, EXAMPLES of each kind (a minute for 1000)
+	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz --examples $(EXAMPLES)
+
 bench: $(READY) ## measure against the peers and the limits of this machine
 	$(RUN) -m bench
 
 demo: $(READY) ## train, kill, resume, and prove that the resumed run is the uninterrupted one
 	$(RUN) -m demo
 
-docs: $(READY) ## run the pages and put their real output in place
+zoo: $(READY) ## show each known fault: what the library says, and what doctor says
+	OMP_NUM_THREADS=1 $(RUN) -m zoo
+
+docs: $(READY) ## write the page of each code, run the other pages and put their real output in place
+	$(RUN) -m tools.codes
 	$(RUN) tools/pages.py --write $(PAGES)
 
 build: $(READY) ## make wheel and source distribution in dist/
@@ -61,4 +70,4 @@ build: $(READY) ## make wheel and source distribution in dist/
 
 clean: ## remove what the other targets made, all but .venv
 	rm -rf build dist demo-report.html demo-runs bench-results .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests tools demo bench -name __pycache__ -type d -exec rm -rf {} +
+	find src tests tools demo bench zoo -name __pycache__ -type d -exec rm -rf {} +

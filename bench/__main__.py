@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.harness import Options, Row, machine
 
-SUBJECTS = ("show", "attach", "save", "restore", "stats")
+SUBJECTS = ("show", "pickle", "attach", "save", "restore", "stats", "diff")
 _HEADER = ("SUBJECT", "SIZE", "OURS", "PEER", "LIMIT", "÷ PEER", "÷ LIMIT", "PEAK MB", "VERDICT")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from optstate.errors import NotACheckpoint
 from optstate.formats.checkpoint import Checkpoint
+from optstate.formats.containers.sparse import SparseRef
 from optstate.formats.ours.directory import open_directory
 from optstate.formats.ours.manifest import (
     Body,
@@ -22,7 +23,7 @@ from optstate.formats.ours.manifest import (
 )
 from optstate.formats.ours.nodes import Dict, Tensor
 from optstate.formats.ours.own_tensors import OwnTensor
-from optstate.formats.ours.tree import ArrayRef, SparseRef
+from optstate.formats.ours.tree import ArrayRef
 from optstate.state.tensors import is_tensor
 from optstate.store.files import Files, RealFiles
 from optstate.store.writer import HEADER_LIMIT, Payload, write_checkpoint

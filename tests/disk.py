@@ -18,7 +18,10 @@ from optstate.store.files import Buffer, RealFiles
 
 
 class Step(NamedTuple):
-    """A change or a sync. `target` is the inode that it is about: a file, or the directory that holds `name`."""
+    """A change or a sync. `target` is the inode that it is about: a file, or the directory that holds `name`.
+
+    A rename that leaves its directory has that one as `origin`, and `target` is where it goes.
+    """
 
     what: str  # link, unlink, rename, write, sync, sync directory
     target: int
@@ -27,6 +30,7 @@ class Step(NamedTuple):
     inode: int = 0
     offset: int = 0
     data: bytes = b""
+    origin: int = -1
 
 
 class Disk:
@@ -85,12 +89,13 @@ class Disk:
 
     def rename(self, source, target):
         self._call("rename", target)
-        parent, entries = self._parent(source)
-        if target.name in entries:
+        if target.name in self._parent(target)[1]:
             raise OSError(ENOTEMPTY, os.strerror(ENOTEMPTY), str(target))
-        inode = entries.pop(source.name)
-        entries[target.name] = inode
-        self.log.append(Step("rename", parent, source.name, target.name, inode))
+        self._move(source, target)
+
+    def replace(self, source, target):
+        self._call("replace", target)
+        self._move(source, target)
 
     def remove_tree(self, path):
         inode = self._find(path)
@@ -147,6 +152,12 @@ class Disk:
     def _parent(self, path: Path) -> tuple[int, dict[str, int]]:
         parent = self._find(path.parent)
         return parent, self.directories[parent]
+
+    def _move(self, source: Path, target: Path) -> None:
+        origin, entries = self._parent(source)
+        parent, homes = self._parent(target)
+        inode = homes[target.name] = entries.pop(source.name)
+        self.log.append(Step("rename", parent, source.name, target.name, inode, origin=origin))
 
     def _link(self, path: Path, *, directory: bool) -> int:
         parent, entries = self._parent(path)
@@ -246,7 +257,7 @@ def replay(steps: Sequence[Step], lost: set[int]) -> Tree:
         elif step.what == "unlink":
             entries.pop(step.name, None)
         else:
-            entries.pop(step.name, None)
+            directories[step.origin].pop(step.name, None)
             entries[step.new_name] = step.inode
     return snapshot(directories, contents)
 

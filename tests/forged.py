@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TypeAlias
 from zlib import crc32
+
+from optstate.errors import ReadError
+
+Content: TypeAlias = bytes | dict[str, bytes]
+"""A file, or a folder of files by name."""
+
+Cases: TypeAlias = dict[str, tuple[Content, type[ReadError] | str]]
+"""What opening gives for some content: an error of this class, or a checkpoint, with this text in what is said of it."""
+
+Built: TypeAlias = dict[str, tuple[bytes, type[ReadError] | str]]
+"""The same for part of a file."""
 
 PROTOCOL_2 = b"\x80\x02"
 STOP = b"."
@@ -165,3 +177,33 @@ def members(pickle: bytes, storages: dict[str, bytes] | None = None, root: str =
 def torch_file(pickle: bytes, storages: dict[str, bytes] | None = None) -> bytes:
     """A whole file around one pickle."""
     return archive(members(pickle, storages))
+
+
+# --- the older stream of torch ----------------------------------------------------------------------------
+
+MAGIC = PROTOCOL_2 + number(0x1950A86A20F9469CFC6C) + STOP
+VERSION = PROTOCOL_2 + b"M\xe9\x03" + STOP
+MACHINE = PROTOCOL_2 + entries(protocol_version=number(1001), little_endian=b"\x88", type_sizes=b"}") + STOP
+
+
+def stream_storage(key: str = "0", kind: str = "FloatStorage", elements: int = 6, view: bytes = b"N") -> bytes:
+    """A persistent id as it stands in a stream; `view` is (key, offset, length)."""
+    return items(text("storage"), name("torch", kind), text(key), text("cpu"), number(elements), view) + b"Q"
+
+
+def stream(
+    pickle: bytes,
+    storages: dict[str, tuple[int, bytes]] | None = None,
+    *,
+    front: bytes = MAGIC + VERSION + MACHINE,
+    keys: bytes | None = None,
+) -> bytes:
+    """A file as torch wrote it before 1.6, around one pickle; a storage is the number of its elements, and bytes."""
+    kept = {"0": (6, FLOATS)} if storages is None else storages
+    listed = PROTOCOL_2 + b"](" + b"".join(map(text, kept)) + b"e" + STOP if keys is None else keys
+    return front + pickle + listed + b"".join(struct.pack("<q", elements) + raw for elements, raw in kept.values())
+
+
+def safetensors(header: bytes, data: bytes = b"") -> bytes:
+    """A safetensors file whose header is this text."""
+    return struct.pack("<Q", len(header)) + header + data

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_show_of_a_torch_file(file, capsys):
     assert head[1].startswith("4 weights, 232 B")
     assert "names: 4 recorded by torch (param_names)" in out
     assert "AdamW? · 4 parameters · 1 group" in out
-    assert re.search(r"0\.weight +8×4 +float32 +0 +2 +exp_avg +exp_avg_sq\n", out)
+    assert re.search(r"0\.weight +#0 +8×4 +float32 +0 +2 +exp_avg +exp_avg_sq\n", out)
     assert f"hint: optstate show {file} --values 0.weight" in err
 
 
@@ -250,9 +251,10 @@ def test_names_of_unequal_certainty_are_told_apart(tmp_path, capsys):
     out = capsys.readouterr().out
     certainties = [p.facts.certainty for p in open_checkpoint(tmp_path / "mixed.pt").state.values()]
     assert sorted(set(certainties)) == ["position", "shapes"]
-    assert "4 by position, the file holds no names · 2 by their shapes alone" in out
-    assert re.search(r"^PARAMETER +NAME BY +SHAPE", out, re.MULTILINE)
-    assert re.search(r"^b\.weight +shapes +3×2 ", out, re.MULTILINE)
+    assert "4 by position alone, 4 of them one of several weights (M201) · 2 by their shapes alone" in out
+    assert re.search(r"^PARAMETER +# +NAME BY +SHAPE", out, re.MULTILINE)
+    assert re.search(r"^b\.weight +#3 +shapes +3×2 ", out, re.MULTILINE)
+    assert re.search(r"^#0 +#0 +position +2 .*2: a\.bias, c\.bias$", out, re.MULTILINE)
 
 
 def test_absences_are_explained(tmp_path, capsys):
@@ -261,6 +263,84 @@ def test_absences_are_explained(tmp_path, capsys):
     torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "sgd.pt")
     assert main(["show", str(tmp_path / "sgd.pt")]) == 0
     assert Absence.COEFFICIENT_ZERO.sentence in capsys.readouterr().out
+
+
+@pytest.fixture
+def odd(tmp_path, model):
+    """A file with state of no parameter, and one step count in which a bit was flipped."""
+    state = stepped(model).state_dict()
+    state["state"][9] = {"exp_avg": torch.ones(2, 3), "note": "x\x1b[2J"}
+    state["state"][1]["step"] = torch.tensor(7.0)
+    path = tmp_path / "odd.pt"
+    torch.save({"optimizer": state}, path)
+    flip(path, struct.pack("<f", 7.0))
+    return path
+
+
+def test_what_belongs_to_no_parameter_is_shown(odd, call):
+    """State that could not be placed has its raw path in the file, and the diagnosis that explains it is named."""
+    done = call("show", odd)
+    assert "state of no parameter that could be told:\n  optimizer.state[9].exp_avg  float32 [2, 3]\n" in done.stdout
+    assert "optimizer.state[9].note  x\\x1b[2J" in done.stdout
+    assert f"hint: optstate doctor {odd}   M219" in done.stderr
+
+
+def test_damaged_step_hides_nothing_else(odd, call):
+    """A step count that cannot be read is marked and named; the rest is shown, and the exit code says: in part."""
+    done = call("show", odd)
+    assert done.returncode == 1
+    assert re.search(r"^0\.bias +#1 +8 +float32 +0 +! +exp_avg", done.stdout, re.MULTILINE)
+    assert re.search(r"^2\.bias +#3 +2 +float32 +0 +2 +exp_avg", done.stdout, re.MULTILINE)
+    assert "not read: 0.bias/step: 0.bias/step is damaged" in done.stdout
+    assert call("show", odd, "--select", "2.*").returncode == 0, "what was asked for is whole"
+
+
+def test_damaged_step_in_a_document(odd, schema, call):
+    """The document of a file that could be read in part says so in its own words, and keeps its schema."""
+    done = call("show", odd, "--json")
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, schema)
+    assert done.returncode == 1
+    assert [line.partition(":")[0] for line in document["unread"]] == ["0.bias/step"]
+    steps = [
+        each["value"] for parameter in document["parameters"] for each in parameter["slots"] if each["key"] == "step"
+    ]
+    assert steps == [2, None, 2, 2]
+    assert [entry["path"] for entry in document["unplaced"]] == [
+        "optimizer.state[9].exp_avg",
+        "optimizer.state[9].note",
+    ]
+    assert [clue["code"] for clue in document["clues"]] == ["M219"]
+
+
+def test_damaged_learning_rate(tmp_path, model, call):
+    """A learning rate that is a tensor and damaged is marked in its group."""
+    optimizer = stepped(model, lr=torch.tensor(0.375))
+    torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "lr.pt")
+    flip(tmp_path / "lr.pt", struct.pack("<f", 0.375))
+    done = call("show", tmp_path / "lr.pt")
+    assert done.returncode == 1
+    assert "group 0: 4 parameters · lr !" in done.stdout
+    assert "not read: group 0, lr: " in done.stdout
+    assert json.loads(call("show", tmp_path / "lr.pt", "--json").stdout)["unread"]
+
+
+def test_candidates_of_a_position(tmp_path, schema, call):
+    """A parameter that could be one of several weights says which, in both forms."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4)))
+    optimizer = torch.optim.SGD(list(model.parameters())[::-1], 0.1, 0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "x.pt")
+    done = call("show", tmp_path / "x.pt")
+    assert re.search(r"^#0 +3 .*4: 0\.bias, 1\.bias, 2\.bias and 1 more$", done.stdout, re.MULTILINE)
+    assert "names: 8 by position alone, 8 of them one of several weights (M201)" in done.stdout
+    assert "M201; --model FILE:FUNCTION pins names" in done.stderr
+    document = json.loads(call("show", tmp_path / "x.pt", "--json").stdout)
+    jsonschema.validate(document, schema)
+    first = document["parameters"][0]
+    assert (first["position"], first["one_of"], first["candidates"][0]) == (0, 4, "0.bias")
 
 
 # --- show --json --------------------------------------------------------------------------------------
@@ -454,7 +534,7 @@ def test_interrupt_is_quiet():
     [
         (
             ["shwo"],
-            "there is no command 'shwo'\n  expected  one of show, verify\n  to do     did you mean `optstate show`?",
+            f"there is no command 'shwo'\n  expected  one of {', '.join(COMMANDS)}\n  to do     did you mean `optstate show`?",
         ),
         (["show", "x", "--sats"], "Did you mean"),
         (["show"], "Missing argument 'FILE'"),
@@ -590,6 +670,16 @@ def a_dangling_link(path, file):
     path.symlink_to("nowhere")
 
 
+READERS = [name for name in COMMANDS if name != "explain"]
+"""The commands that open a checkpoint."""
+
+
+def on(command, path):
+    """The command with everything that it needs, the checkpoint being `path`."""
+    further = {"diff": [path], "convert": [path.parent / "converted"]}
+    return [command, path, *further.get(command, [])]
+
+
 BAD = {
     a_missing_file: "there is no file",
     an_empty_file: "is empty",
@@ -614,20 +704,20 @@ def assert_one_screen(done, said, path):
     assert len(done.stderr.splitlines()) <= 24
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", READERS)
 @pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
 def test_bad_input(make, command, file, tmp_path, call):
     """What is no checkpoint is told apart, in one screen, with exit code 2."""
     path = tmp_path / "model.pt"
     make(path, file)
-    assert_one_screen(call(command, path), BAD[make], path)
+    assert_one_screen(call(*on(command, path)), BAD[make], path)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", READERS)
 def test_pipe_is_not_waited_for(command, tmp_path):
     """A pipe that nobody writes to is refused at once, by the program as a shell starts it."""
     os.mkfifo(tmp_path / "model.pt")
-    assert_one_screen(run(command, tmp_path / "model.pt"), "a pipe", tmp_path / "model.pt")
+    assert_one_screen(run(*on(command, tmp_path / "model.pt")), "a pipe", tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("options", [["--stats"], ["--values", "0.weight"]])
@@ -652,20 +742,20 @@ def flip(path, values):
     path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", READERS)
 def test_newer_format_asks_for_an_upgrade(command, copy, call):
     """A checkpoint of a later version is told apart from a broken one."""
     manifest = copy / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b"optstate/1", b"optstate/2"))
-    assert_one_screen(call(command, copy), "pip install --upgrade optstate", copy)
+    assert_one_screen(call(*on(command, copy)), "pip install --upgrade optstate", copy)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", READERS)
 def test_changed_manifest_is_refused(command, copy, call):
     """Nothing is read by a manifest that is not the one that was written."""
     manifest = copy / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"step":420', b'"step":421'))
-    assert_one_screen(call(command, copy), "digest", copy)
+    assert_one_screen(call(*on(command, copy)), "digest", copy)
 
 
 # --- verify ---------------------------------------------------------------------------------------------

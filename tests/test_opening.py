@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import io
 import lzma
@@ -12,27 +13,37 @@ import re
 import socket
 import tarfile
 import threading
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
+import optstate
 from optstate.errors import Damaged, NotACheckpoint, ReadError, Refused
 from optstate.formats.containers.regular import open_regular
 from optstate.formats.opening import open_checkpoint
+from tests.forged import PROTOCOL_2, STOP, stream_storage
 
 
-def tar():
+def tar(*names):
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("ck.pt"))
+    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
     return buffer.getvalue()
 
 
-def legacy():
+def torch_saved(value, **options):
     buffer = io.BytesIO()
-    torch.save({"w": torch.ones(2)}, buffer, _use_new_zipfile_serialization=False)
+    torch.save(value, buffer, **options)
     return buffer.getvalue()
+
+
+STREAM = {"_use_new_zipfile_serialization": False}
 
 
 # Content → what the message says it is, and what to do.
@@ -46,17 +57,16 @@ WRONG_THINGS = {
     "xz": (lzma.compress(b"x"), NotACheckpoint, "xz archive", "unpack it"),
     "zstd": (b"\x28\xb5\x2f\xfd\0\0", NotACheckpoint, "Zstandard", "unpack it"),
     "7z": (b"7z\xbc\xaf\x27\x1c\0", NotACheckpoint, "7-Zip", "unpack it"),
-    "tar": (tar(), NotACheckpoint, "tar archive", "torch before 0.1.11"),
+    "tar": (tar("ck.pt"), NotACheckpoint, "tar archive", "unpack it"),
+    "tar of torch": (tar("sys_info", "pickle", "tensors", "storages"), Refused, "a tar file of torch before 0.1.11", "save it again"),
     "empty zip": (b"PK\5\6" + bytes(18), NotACheckpoint, "empty zip archive", "another copy"),
     "png": (b"\x89PNG\r\n\x1a\n\0", NotACheckpoint, "PNG image", "check the path"),
     "elf": (b"\x7fELF\2\1\1", NotACheckpoint, "executable", "check the path"),
     "json": (b'{"global_step": 3}', NotACheckpoint, "JSON text", "beside it"),
     "hdf5": (b"\x89HDF\r\n\x1a\n\0", NotACheckpoint, "HDF5", "load it with what wrote it"),
     "npy": (b"\x93NUMPY\1\0", NotACheckpoint, "numpy array", "numpy.load"),
-    "safetensors": (b"\x10\0\0\0\0\0\0\0{}              ", NotACheckpoint, "safetensors", "belongs to"),
-    "bare pickle": (pickle.dumps({"a": 1}), Refused, "a bare pickle", "torch.save"),
-    "legacy": (legacy(), Refused, "written by torch before 1.6", "load and save it again with torch.save where you trust it"),
     "zeros": (bytes(4096), NotACheckpoint, "nothing but zeros", "another copy"),
+    "words": (b"checkpoint\nlatest\nquick\n", NotACheckpoint, "no checkpoint that optstate knows", "only the content counts"),
     "noise": (b"\x01\x02\x03noise", NotACheckpoint, "no checkpoint that optstate knows", "only the content counts"),
 }  # fmt: skip
 
@@ -100,6 +110,79 @@ def test_no_path_at_all():
         open_checkpoint("a" * 5000)
 
 
+WEIGHT = {"w": torch.arange(3.0)}
+CONTENTS = {
+    "a zip archive": torch_saved(WEIGHT),
+    "a torch stream": torch_saved(WEIGHT, **STREAM),
+    "a pickle": pickle.dumps({"w": WEIGHT["w"].numpy()}, 0),
+    "a safetensors file": save(WEIGHT),
+}
+WRONG_SUFFIX = {
+    ".safetensors": ["a zip archive", "a torch stream", "a pickle"],
+    ".pt": ["a safetensors file"],
+    ".PKL": ["a safetensors file"],
+    ".zip": ["a torch stream", "a pickle", "a safetensors file"],
+    ".h5": [*CONTENTS],
+    ".tar": [],  # `.pth.tar` was a fashion
+    ".7": [],
+    "": [],
+}
+
+
+@pytest.mark.parametrize("suffix", WRONG_SUFFIX)
+@pytest.mark.parametrize("content", CONTENTS)
+def test_content_decides(content, suffix, tmp_path):
+    """A file is read for what it holds, whatever its name promises; a promise that is broken is mentioned."""
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(CONTENTS[content])
+    checkpoint = open_checkpoint(path)
+    values = checkpoint.weights["w"] if checkpoint.weights else checkpoint.objects["w"]
+    assert values.array().tolist() == [0.0, 1.0, 2.0]
+    said = [note for note in checkpoint.notes if note.startswith("named ")]
+    wrong = content in WRONG_SUFFIX[suffix]
+    assert said == ([f"named {suffix.lower()}, but its content is {content}"] if wrong else [])
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickle(protocol, tmp_path):
+    """A file that is one pickle, as Detectron and others write, opens in every protocol; what follows it is refused."""
+    blobs = {"conv1_w": np.arange(6, dtype=np.float32).reshape(2, 3), "conv1_w_momentum": np.ones((2, 3), np.float32)}
+    for saved in (
+        {"blobs": blobs, "cfg": "MODEL: {}"},
+        [blobs, 3],
+        OrderedDict(blobs=blobs),
+        Holder(blobs),
+        blobs["conv1_w"],
+    ):
+        path = tmp_path / "model.pkl"
+        path.write_bytes(pickle.dumps(saved, protocol))
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.objects or checkpoint.weights
+        path.write_bytes(pickle.dumps(saved, protocol) + b"cos\nsystem\n.")
+        with pytest.raises(Refused, match="hides behind the end of the pickle"):
+            open_checkpoint(path)
+    path.write_bytes(pickle.dumps({"blobs": blobs}, protocol))
+    checkpoint = open_checkpoint(path)
+    inner: Any = checkpoint.objects.get("blobs", {})
+    found = {**inner, **checkpoint.weights}
+    assert {key: found[key].array().tolist() for key in blobs} == {key: value.tolist() for key, value in blobs.items()}
+
+
+class Holder:
+    """An object of somebody's own."""
+
+    def __init__(self, blobs):
+        self.blobs = blobs
+
+
+def test_persistent_id_in_a_pickle(tmp_path):
+    """An id that only its writer could resolve is refused: the data it stands for is not in the file."""
+    path = tmp_path / "model.pkl"
+    path.write_bytes(PROTOCOL_2 + stream_storage() + STOP)
+    with pytest.raises(Damaged, match="a persistent id, which only its writer could resolve"):
+        open_checkpoint(path)
+
+
 def test_directory(tmp_path):
     """A directory without a manifest is described by what is in it."""
     with pytest.raises(NotACheckpoint, match="nothing in it"):
@@ -107,6 +190,80 @@ def test_directory(tmp_path):
     (tmp_path / "optimizer.pt").touch()
     with pytest.raises(NotACheckpoint, match=r"manifest\.json[\s\S]*optimizer\.pt"):
         open_checkpoint(tmp_path)
+
+
+def commands(folder):
+    """What the error for a folder tells to run, without the path of the folder."""
+    with pytest.raises(NotACheckpoint) as caught:
+        open_checkpoint(folder)
+    lines = str(caught.value).splitlines()
+    return [line.strip().replace(f"{folder}/", "") for line in lines if line.strip().startswith("optstate show")]
+
+
+def test_candidates(tmp_path):
+    """A folder of checkpoints lists them, the highest step first, each with the command that opens it."""
+    for name, content in zip(("a_9.pt", "a_100.pt", "a_20.ckpt"), [*CONTENTS.values()], strict=False):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "events.log").write_bytes(b"no checkpoint")
+    (tmp_path / ".hidden.pt").write_bytes(CONTENTS["a pickle"])
+    (tmp_path / "with space 7.safetensors").write_bytes(CONTENTS["a safetensors file"])
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_bytes(b"none")
+    below = tmp_path / "run-50"
+    below.mkdir()
+    (below / "weights.pt").write_bytes(CONTENTS["a zip archive"])
+    model = torch.nn.Linear(2, 1)
+    optstate.save(tmp_path / "step-300", model=model, optimizer=torch.optim.SGD(model.parameters()), step=300)
+    (tmp_path / "outside").symlink_to(tmp_path.parent)
+    os.mkfifo(tmp_path / "pipe-500.pt")
+    assert commands(tmp_path) == [
+        "optstate show step-300",
+        "optstate show a_100.pt",
+        "optstate show run-50/weights.pt",
+        "optstate show a_20.ckpt",
+        "optstate show a_9.pt",
+        "optstate show 'with space 7.safetensors'",
+    ]
+
+
+def test_one_candidate(tmp_path):
+    """A folder with a single candidate is not opened as if it were the candidate."""
+    (tmp_path / "model.pt").write_bytes(CONTENTS["a zip archive"])
+    assert commands(tmp_path) == ["optstate show model.pt"]
+
+
+def test_many_candidates(tmp_path):
+    """Of more than twenty candidates the latest are listed, and that there are more."""
+    for step in range(30):
+        (tmp_path / f"epoch_{step}.pt").write_bytes(CONTENTS["a pickle"])
+    assert commands(tmp_path) == [f"optstate show epoch_{step}.pt" for step in range(29, 9, -1)]
+    with pytest.raises(NotACheckpoint, match="20 candidates in it, and more"):
+        open_checkpoint(tmp_path)
+
+
+def test_candidates_in_time(tmp_path):
+    """Without numbers in their names, the file that was changed last comes first."""
+    for index, name in enumerate(("best.pt", "first.pt", "last.pt")):
+        (tmp_path / name).write_bytes(CONTENTS["a pickle"])
+        os.utime(tmp_path / name, (index, index))
+    assert commands(tmp_path) == ["optstate show last.pt", "optstate show first.pt", "optstate show best.pt"]
+
+
+def test_garbage_collection_is_as_before(tmp_path):
+    """Opening leaves Python's garbage collector as it was, also when it fails."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(CONTENTS["a zip archive"])
+    (tmp_path / "noise.pt").write_bytes(b"noise")
+    for turn in (gc.enable, gc.disable):
+        turn()
+        try:
+            before = gc.isenabled()
+            open_checkpoint(path)
+            with pytest.raises(NotACheckpoint):
+                open_checkpoint(tmp_path / "noise.pt")
+            assert gc.isenabled() is before
+        finally:
+            gc.enable()
 
 
 def test_pipe(tmp_path):
@@ -142,6 +299,14 @@ def test_socket_and_device(tmp_path):
     link.symlink_to("/dev/zero")
     with pytest.raises(NotACheckpoint, match="is a device"):
         open_checkpoint(link)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file of Linux")
+def test_memory_of_the_process(tmp_path):
+    """A link to the memory of the process is not read, though the system calls it a regular file."""
+    (tmp_path / "mem.pt").symlink_to("/proc/self/mem")
+    with pytest.raises(NotACheckpoint, match="is empty"):
+        open_checkpoint(tmp_path / "mem.pt")
 
 
 def test_symbolic_link(tmp_path):

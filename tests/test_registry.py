@@ -304,7 +304,7 @@ def test_adam_and_adamw_of_old_files_are_both_named():
     [
         ({}, ()),
         ({"lr": 0.1}, ("exp_avg",)),
-        ({"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0}, ("exp_avg",)),  # Lion
+        ({"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0}, ("velocity",)),  # Lion's group
         # A fused Adam of another library: the same slots, but not torch's group.
         ({"lr": 0.1, "bias_correction": True, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}, ("step", "m")),
     ],

@@ -171,6 +171,7 @@ def test_every_absence_explains_itself():
     assert all(reason.sentence and reason.todo for reason in Absence)
     assert {reason.value for reason in Absence} == {
         "not-kept",
+        "in-group",
         "coefficient-zero",
         "never-stepped",
         "no-gradient",

@@ -20,10 +20,11 @@ from torch import nn
 
 import optstate
 from optstate.errors import BindError, RestoreError, TargetExists, Unsaveable, WriteFailed
+from optstate.formats.containers.sparse import SparseRef
 from optstate.formats.ours import nodes
 from optstate.formats.ours.directory import open_directory, read_manifest
 from optstate.formats.ours.manifest import MANIFEST, fingerprint_positions
-from optstate.formats.ours.tree import ArrayRef, SparseRef
+from optstate.formats.ours.tree import ArrayRef
 from optstate.formats.ours.verify import verify
 from optstate.live.tensors import to_array
 from optstate.state.tensors import DTYPES

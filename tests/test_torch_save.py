@@ -25,6 +25,7 @@ from optstate.live.named import named_state_dict
 from optstate.state.absence import Absence
 from optstate.state.tensors import BLOCK, DTYPES
 from tests.forged import Member, archive, members, pickled, storage, tensor, torch_file
+from tests.truth import assert_is
 
 
 def open_saved(path, value, **options):
@@ -178,14 +179,13 @@ def test_tensors_with_attributes(tmp_path):
 
 
 def test_tensors_of_other_kinds(tmp_path):
-    """Quantized and sparse tensors open as records that say what they are, and leave the rest readable."""
+    """Quantized and sparse tensors are weights like the others, each of its own kind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch is about to drop these; files that hold them stay
         quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     checkpoint = open_saved(tmp_path / "ck.pt", {"q": quantized, "s": torch.eye(2).to_sparse(), "w": torch.ones(2)})
-    assert str(checkpoint.objects["q"]) == "torch._utils._rebuild_qtensor(…)"
-    assert str(checkpoint.objects["s"]) == "torch._utils._rebuild_sparse_tensor(…)"
-    assert_same(checkpoint.objects["w"], torch.ones(2))
+    assert {name: weight.shape for name, weight in checkpoint.weights.items()} == {"q": (3,), "s": (2, 2), "w": (2,)}
+    assert_same(checkpoint.weights["w"], torch.ones(2))
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -215,12 +215,15 @@ def test_recorded_names_without_weights(tmp_path):
 
 
 def test_names_that_lie(tmp_path):
-    """Recorded names that contradict the shapes of the weights are pointed out."""
+    """Recorded names that are those of another order are not used, and that is told with the code for it."""
     model, optimizer = trained(lambda m: torch.optim.AdamW(m.named_parameters()))
     state_dict = optimizer.state_dict()
     state_dict["param_groups"][0]["param_names"].reverse()
     checkpoint = open_saved(tmp_path / "ck.pt", {"model": model.state_dict(), "optimizer": state_dict})
-    assert "names that contradict the shapes of the weights: 2.bias, 2.weight, 0.bias, 0.weight" in checkpoint.notes
+    assert_is(checkpoint, optimizer, model, certainty="rule")
+    (clue,) = checkpoint.clues
+    assert clue.code == "M206"
+    assert "2.bias, 2.weight, 0.bias, 0.weight" in clue.evidence
 
 
 def test_names_by_the_order_of_the_model(tmp_path):
@@ -346,12 +349,45 @@ def test_momentum_that_is_none(tmp_path):
 
 
 def test_orphaned_state(tmp_path):
-    """State under keys that no group lists, as a conversion to text keys leaves it, is reported and not lost."""
+    """State under keys that no group lists is reported, and there under its raw path."""
     _, optimizer = trained(OPTIMIZERS["AdamW"])
     state_dict = optimizer.state_dict()
+    entry = state_dict["state"][99] = state_dict["state"][0]
+    state_dict["state"][1] = {**state_dict["state"][1], 7: torch.ones(2)}
+    state_dict["state"]["gone"] = 3
+    checkpoint = open_saved(tmp_path / "ck.pt", {"run": {"optimizer": state_dict}})
+    front = "run.optimizer.state"
+    assert [*checkpoint.unplaced] == [
+        f"{front}[1]['7']", f"{front}[99].step", f"{front}[99].exp_avg", f"{front}[99].exp_avg_sq", f"{front}['gone']",
+    ]  # fmt: skip
+    assert_same(checkpoint.unplaced[f"{front}[99].exp_avg"], entry["exp_avg"])
+    assert [(clue.code, "99, 'gone'" in clue.evidence) for clue in checkpoint.clues] == [("M219", True)]
+
+
+def test_state_under_text_keys(tmp_path):
+    """State whose numbers a conversion turned into text is shown where it belongs, and what torch makes of it is told."""
+    model, optimizer = trained(OPTIMIZERS["SGD"])
+    state_dict = optimizer.state_dict()
     state_dict["state"] = {str(key): entry for key, entry in state_dict["state"].items()}
-    state = open_saved(tmp_path / "ck.pt", state_dict).state
-    assert state.left_out == {"state of no parameter in any group": ["#'0'", "#'1'", "#'2'", "#'3'"]}
+    checkpoint = open_saved(tmp_path / "ck.pt", {"model": model.state_dict(), "optimizer": state_dict})
+    assert_is(checkpoint, optimizer, model, certainty="rule")
+    assert checkpoint.unplaced == {}
+    (clue,) = checkpoint.clues
+    assert clue.code == "M219"
+    assert "for 4 parameters" in clue.evidence
+    other = OPTIMIZERS["SGD"](mlp())
+    other.load_state_dict(state_dict)
+    assert not any(isinstance(key, torch.Tensor) for key in other.state), "as the clue says"
+
+
+def test_text_keys_beside_numbers(tmp_path):
+    """A file that was saved again after such a load has both: the numbers are the state, the text is of no parameter."""
+    _, optimizer = trained(OPTIMIZERS["SGD"])
+    state_dict = optimizer.state_dict()
+    state_dict["state"] |= {str(key): entry for key, entry in state_dict["state"].items()}
+    checkpoint = open_saved(tmp_path / "ck.pt", state_dict)
+    assert [*checkpoint.unplaced] == [f"optimizer.state['{number}'].momentum_buffer" for number in range(4)]
+    assert [len(parameter.slots) for parameter in checkpoint.state.values()] == [1, 1, 1, 1]
 
 
 def test_weights_only(tmp_path):
@@ -369,8 +405,18 @@ def test_optimizer_key_without_an_optimizer(tmp_path):
     model = mlp()
     empty = open_saved(tmp_path / "ck.pt", {"model": model.state_dict(), "optimizer": {}})
     assert "optimizer is empty, not an optimizer's state_dict" in empty.notes
-    whole = open_saved(tmp_path / "ck.pt", {"optimizer": OPTIMIZERS["SGD"](model)})
-    assert "optimizer is an object (torch.optim.sgd.SGD(…)), not an optimizer's state_dict" in whole.notes
+    other = open_saved(tmp_path / "ck.pt", {"optimizer": argparse.Namespace(lr=0.1)})
+    assert "optimizer is an object (<argparse.Namespace>), not an optimizer's state_dict" in other.notes
+
+
+def test_whole_objects(tmp_path):
+    """A model and an optimizer that were pickled whole: the parameters are the same tensors, so their names are sure."""
+    model, optimizer = trained(OPTIMIZERS["SGD"], nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    checkpoint = open_saved(tmp_path / "ck.pt", {"model": model, "optimizer": optimizer})
+    assert_is(checkpoint, optimizer, model, certainty="file")
+    assert set(checkpoint.weights) == set(model.state_dict())
+    mixed = open_saved(tmp_path / "ck.pt", {"model": model, "optimizer": optimizer.state_dict()})
+    assert_is(mixed, optimizer, model, certainty="rule")
 
 
 def test_unknown_optimizer(tmp_path):
@@ -411,7 +457,7 @@ def test_what_is_in_the_file_besides(tmp_path):
     assert (name, rest) == ("MT19937", list(saved["rng"]["numpy"][2:]))
     np.testing.assert_array_equal(keys.array(), saved["rng"]["numpy"][1], strict=True)
     assert (checkpoint.objects["size"], checkpoint.objects["device"]) == ((2, 3), "cuda:1")
-    assert checkpoint.notes == ("not called: argparse.Namespace",)
+    assert checkpoint.notes == ()
 
 
 @pytest.mark.parametrize("value", [torch.ones(2), [1, 2], "text", nn.Linear(2, 2), {3: torch.ones(1)}, {}, None])
@@ -490,6 +536,16 @@ def test_by_name_dict_that_is_not_one(tmp_path):
     ):
         with pytest.raises(Refused, match=rf"ck\.pt: [\s\S]*{place}|{place}[\s\S]*ck\.pt: "):
             open_saved(tmp_path / "ck.pt", {**named, "optimizers": optimizers})
+
+
+def test_by_name_dict_with_state_of_no_parameter(tmp_path):
+    """State under a name that no group has is there under its raw path, and told."""
+    model, optimizer = trained(OPTIMIZERS["SGD"])
+    named = named_state_dict(optimizer, model)
+    named["state"]["gone.weight"] = {"momentum_buffer": torch.ones(3)}
+    checkpoint = open_saved(tmp_path / "ck.pt", {"opt": named})
+    assert_same(checkpoint.unplaced["opt.state['gone.weight'].momentum_buffer"], torch.ones(3))
+    assert [clue.code for clue in checkpoint.clues] == ["M219"]
 
 
 def test_by_name_dict_before_the_first_step(tmp_path):

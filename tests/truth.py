@@ -68,4 +68,7 @@ def assert_is(
         for key, value in true.hyperparameters.items():
             if key in mine.hyperparameters:
                 ours = mine.hyperparameters[key]
-                assert (key, ours.item() if is_tensor(ours) and not is_tensor(value) else ours) == (key, value)
+                if is_tensor(value):
+                    assert same_bits(ours, value), f"{key}: {ours!r} is not as saved"
+                else:
+                    assert (key, ours.item() if is_tensor(ours) else ours) == (key, value)

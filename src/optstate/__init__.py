@@ -5,7 +5,9 @@ A live optimizer and a checkpoint file are the same thing here: named parameters
 see      attach, open, named_state_dict → OptimizerState, ParamState, Slot, Group, OptimizerInfo, Absence,
          Selection, Checkpoint
 know     register, probe → SlotSpec, OptimizerSpec, ProbeReport
-keep     save, verify, plan, restore → RestorePlan, VerifyReport
+trust    diagnose → Diagnosis, Finding
+keep     save, verify, plan, restore, convert → RestorePlan, VerifyReport, Conversion
+compare  diff → Diff, Difference
 fail     OptstateError; the whole tree is in optstate.errors
 
 Nothing here imports torch before something that needs it is used: `optstate.open` never does.
@@ -18,11 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optstate import errors as errors
+    from optstate.doctor.diagnosis import Diagnosis as Diagnosis
+    from optstate.doctor.finding import Finding as Finding
     from optstate.errors import OptstateError as OptstateError
     from optstate.formats.checkpoint import Checkpoint as Checkpoint
+    from optstate.formats.diff_report import Diff as Diff
+    from optstate.formats.difference import Difference as Difference
     from optstate.formats.opening import open_checkpoint as open
     from optstate.formats.ours.verify import VerifyReport as VerifyReport
     from optstate.formats.ours.verify import verify as verify
+    from optstate.live.diagnose import diagnose as diagnose
     from optstate.live.named import named_state_dict as named_state_dict
     from optstate.live.probe import probe as probe
     from optstate.live.view import attach as attach
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     from optstate.optimizers.registry import register as register
     from optstate.optimizers.spec import OptimizerSpec as OptimizerSpec
     from optstate.optimizers.spec import SlotSpec as SlotSpec
+    from optstate.resume.comparing import diff as diff
     from optstate.resume.plan import RestorePlan as RestorePlan
     from optstate.resume.plan import plan as plan
     from optstate.resume.plan import restore as restore
@@ -40,6 +48,8 @@ if TYPE_CHECKING:
     from optstate.state.parameter import ParamState as ParamState
     from optstate.state.selection import Selection as Selection
     from optstate.state.slot import Slot as Slot
+    from optstate.store.convert import Conversion as Conversion
+    from optstate.store.convert import convert as convert
     from optstate.store.save import save as save
 
     __version__: str
@@ -48,6 +58,11 @@ if TYPE_CHECKING:
 _MAP = {
     "Absence": "state.absence",
     "Checkpoint": "formats.checkpoint",
+    "Diagnosis": "doctor.diagnosis",
+    "Finding": "doctor.finding",
+    "Conversion": "store.convert",
+    "Diff": "formats.diff_report",
+    "Difference": "formats.difference",
     "Group": "state.groups",
     "OptimizerInfo": "state.groups",
     "OptimizerSpec": "optimizers.spec",
@@ -61,6 +76,9 @@ _MAP = {
     "SlotSpec": "optimizers.spec",
     "VerifyReport": "formats.ours.verify",
     "attach": "live.view",
+    "diagnose": "live.diagnose",
+    "convert": "store.convert",
+    "diff": "resume.comparing",
     "errors": "errors:",
     "named_state_dict": "live.named",
     "open": "formats.opening:open_checkpoint",
@@ -90,12 +108,20 @@ __all__ = [
     "SlotSpec",
     "OptimizerSpec",
     "ProbeReport",
+    "diagnose",
+    "Diagnosis",
+    "Finding",
     "save",
     "verify",
     "plan",
     "restore",
+    "convert",
     "RestorePlan",
     "VerifyReport",
+    "Conversion",
+    "diff",
+    "Diff",
+    "Difference",
     "OptstateError",
     "errors",
 ]

@@ -16,6 +16,10 @@ from optstate.text import safe_text
 
 COMMANDS = {
     "show": "Show what a checkpoint holds of an optimizer, by parameter name.",
+    "doctor": "Say why momentum is missing, and what else is wrong, with a code, evidence and a fix for each finding.",
+    "explain": "Tell the whole story of a code: cause, effect, fix, and where people met it.",
+    "diff": "Show what is different between two checkpoints, the gravest first.",
+    "convert": "Write the checkpoint A, of any format that `optstate show` opens, as B, every tensor bit for bit.",
     "verify": "Read every byte of a checkpoint and name each tensor that is damaged.",
 }
 """Each command with its first line of help, so that `optstate --help` imports none of them."""

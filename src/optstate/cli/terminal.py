@@ -65,6 +65,11 @@ def hint(text: str) -> None:
     _write(sys.stderr, _styled(f"hint: {text}", sys.stderr, dim=True))
 
 
+def tell(text: str) -> None:
+    """What a command does that one would want to know, on standard error."""
+    _write(sys.stderr, _styled(f"note: {text}", sys.stderr, dim=True))
+
+
 def say_error(error: OptstateError, cause: BaseException | None) -> None:
     """The message of an error on standard error, after the traceback of `cause` if there is one."""
     if cause is not None:

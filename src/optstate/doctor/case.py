@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from optstate.doctor.evidence import LiveEvidence
+from optstate.doctor.values import NOTHING, Values
 from optstate.formats.checkpoint import Checkpoint
 from optstate.state.optimizer_state import OptimizerState
 
@@ -19,11 +20,16 @@ class Case:
         The file that it is held against (`--against`): an earlier or later one of the same run.
     live
         The running program.
+    values, other_values
+        What the values of `state` and of `other` are like: filled in by the engine, in one pass, before any rule
+        that reads values is asked.
     """
 
     checkpoint: Checkpoint | None = None
     other: Checkpoint | None = None
     live: LiveEvidence | None = None
+    values: Values = NOTHING
+    other_values: Values = NOTHING
 
     @property
     def state(self) -> OptimizerState:
@@ -32,3 +38,13 @@ class Case:
         if source is None:
             raise ValueError("a case without anything to diagnose")
         return source.state
+
+    def meets(self, needs: str) -> bool:
+        """Whether everything is there that a rule needs."""
+        return {
+            "state": True,
+            "file": self.checkpoint is not None,
+            "two files": self.checkpoint is not None and self.other is not None,
+            "live": self.live is not None,
+            "file and live": self.checkpoint is not None and self.live is not None,
+        }[needs]

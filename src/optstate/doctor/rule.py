@@ -17,10 +17,12 @@ Needs = Literal["state", "file", "two files", "live", "file and live"]
 class Rule:
     """A question that finds every case of its codes.
 
-    `codes` are those that it can find, `reads_values` says whether it reads tensors and not only their headers.
+    `checks` is what it looks at, in a word or two: what a diagnosis ticks off where no rule of it found anything.
+    `reads_values` says that it looks at `Case.values` and not only at headers.
     """
 
     codes: tuple[str, ...]
     needs: Needs
     ask: Callable[[Case], Iterable[Finding]]
+    checks: str
     reads_values: bool = False

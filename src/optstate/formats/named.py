@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from optstate.errors import NewerFormat, Refused
-from optstate.formats.state_dict import entry_of, own
+from optstate.formats.entries import entry_of
+from optstate.formats.state_dict import Read, clue_on_strangers, leaves, own
 from optstate.optimizers.interpret import explain_absences, interpret
 from optstate.optimizers.registry import by_name
 from optstate.optimizers.spec import OptimizerSpec
@@ -15,7 +16,7 @@ from optstate.state.frozen import FrozenParameter, FrozenSource
 from optstate.state.groups import Group, OptimizerInfo
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.parameter import ParameterFacts
-from optstate.text import listing, safe_text
+from optstate.text import safe_text
 
 FORMAT = "optstate.named/1"
 _FAMILY = "optstate.named/"
@@ -26,12 +27,13 @@ def is_named(node: object) -> bool:
     return type(node) is dict and type(node.get("format")) is str and node["format"].startswith(_FAMILY)
 
 
-def read_named(node: Mapping[str, Any], where: str) -> tuple[OptimizerState, int | None, list[str]]:
-    """The state in a by-name dict, the step it states, and what is to be said about it.
+def read_named(node: Mapping[str, Any], file: str, path: str) -> Read:
+    """The state in a by-name dict, what belongs to no parameter in it, and the step it states.
 
-    `where` leads to the dict, safe to print. Raises `NewerFormat`, and `Refused` with the place where it is not as
+    `path` leads to the dict in the file. Raises `NewerFormat`, and `Refused` with the place where it is not as
     `named_state_dict` makes it.
     """
+    where = f"{file}: {safe_text(path)}"
     if node["format"] != FORMAT:
         raise NewerFormat(
             "the by-name dict was written by a newer optstate",
@@ -54,11 +56,20 @@ def read_named(node: Mapping[str, Any], where: str) -> tuple[OptimizerState, int
     names = {parameter.facts.name for parameter in parameters}
     if len(names) < len(parameters):
         raise Refused("the by-name dict has a parameter in two groups", where=where)
-    strangers = [str(name) for name in entries if name not in names]
-    left_out = {"state of no parameter in any group": strangers} if strangers else {}
+    strangers = [name for name in entries if name not in names]
+    unplaced = {
+        raw: value
+        for name in strangers
+        for raw, value in leaves(f"{path}.state[{safe_text(name)!r}]", entries[name]).items()
+    }
     step = node.get("step")
-    notes = [f"state of no parameter: {listing(strangers)}"] if strangers else []
-    return OptimizerState(FrozenSource(parameters, infos, left_out)), step if type(step) is int else None, notes
+    return Read(
+        OptimizerState(FrozenSource(parameters, infos)),
+        unplaced,
+        [clue_on_strangers(strangers, path)] if strangers else [],
+        [],
+        step if type(step) is int else None,
+    )
 
 
 _REQUIRED = object()
@@ -85,7 +96,8 @@ def _info(name: str, node: Any, where: str) -> OptimizerInfo:
         for index, group in enumerate(_get(node, "groups", list, where))
     )
     known = type(class_name) is str and by_name(class_name) is not None
-    return OptimizerInfo(name, class_name if type(class_name) is str else None, groups, known=known)
+    ordered = node.get("ordered") is not False  # which a converted file says where its source did not know
+    return OptimizerInfo(name, class_name if type(class_name) is str else None, groups, known, ordered=ordered)
 
 
 def _group(optimizer: str, index: int, node: Any, where: str) -> Group:

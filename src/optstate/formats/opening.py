@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from optstate.errors import NotACheckpoint
 from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.containers.folder import Folder
+from optstate.formats.containers.pickle_file import read_pickle
 from optstate.formats.containers.pickled import Pickled
 from optstate.formats.containers.regular import ByteSource, cannot_open, open_regular
-from optstate.formats.containers.sniff import HEAD, wrong_kind
-from optstate.formats.containers.torch_zip import read_torch_zip
-from optstate.formats.containers.zip_archive import MAGIC, ZipArchive
-from optstate.formats.layouts.catalogue import FILES, FOLDERS, ZIPS
+from optstate.formats.containers.sniff import (
+    HEAD,
+    PICKLE,
+    SAFETENSORS,
+    STREAM,
+    ZIP,
+    container_of,
+    note_on_suffix,
+    wrong_kind,
+)
+from optstate.formats.containers.torch_stream import read_torch_stream
+from optstate.formats.containers.torch_zip import is_torch_zip, read_torch_zip
+from optstate.formats.containers.zip_archive import ZipArchive
+from optstate.formats.layouts.catalogue import FILES, folders, zips
 from optstate.formats.parts import Parts, assemble
-from optstate.text import listing, safe_text
 
 MANIFEST = "manifest.json"
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a checkpoint: a directory that optstate wrote, or a file that `torch.save` wrote.
+    """Open a checkpoint: a file or a directory, of optstate or of any program whose layout is known.
 
     Reads headers only; values are read when they are asked for, from the same open file. Nothing in it is
     executed or imported, and torch is not needed.
@@ -34,6 +46,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     (8, 4)
     """
     path = Path(path)
+    with without_collection():
+        return _open(path)
+
+
+def _open(path: Path) -> Checkpoint:
     try:
         if path.is_dir():
             return _open_directory(path)
@@ -45,26 +62,55 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         # A save that was killed while it replaced a checkpoint has the old one still, under another name.
         if settled(path) != path:
             return open_directory(path)
-    return _open_file(open_regular(path))
+    return _open_file(open_regular(path, typed=True))
 
 
 def _open_file(source: ByteSource) -> Checkpoint:
     head = source.read(0, min(HEAD, source.size))
-    if head.startswith(MAGIC):
-        return assemble(_read_zip(ZipArchive(source)), source.path)
+    container = container_of(head)
+    if container is None:
+        return assemble(_read_index(source, head), source.path)
+    parts = _READERS[container](source)
+    parts.notes = [*note_on_suffix(source.path, container), *parts.notes]
+    return assemble(parts, source.path)
+
+
+def _read_index(source: ByteSource, head: bytes) -> Parts:
+    from optstate.formats.layouts import safetensors
+
+    if safetensors.is_index(source):
+        return safetensors.read_index_file(source)
     raise wrong_kind(source.name, head)
 
 
-def _read_zip(archive: ZipArchive) -> Parts:
-    for layout in ZIPS:
-        if layout.fits(archive):
-            return layout.read(archive)
-    return read_pickle(read_torch_zip(archive))
+def _read_safetensors(source: ByteSource) -> Parts:
+    from optstate.formats.layouts import safetensors
+
+    return safetensors.read(source)
 
 
-def read_pickle(pickled: Pickled) -> Parts:
+def _read_zip(source: ByteSource) -> Parts:
+    archive = ZipArchive(source)
+    if not is_torch_zip(archive):
+        for layout in zips():
+            if layout.fits(archive):
+                return layout.read(archive)
+    return read_pickled(read_torch_zip(archive))
+
+
+def read_pickled(pickled: Pickled) -> Parts:
     """What a pickle holds, by the first layout that fits; one does for any."""
-    return next(layout.read(pickled) for layout in FILES if layout.fits(pickled))
+    parts = next(layout.read(pickled) for layout in FILES if layout.fits(pickled))
+    parts.clues = [*pickled.clues, *parts.clues]
+    return parts
+
+
+_READERS: Mapping[str, Callable[[ByteSource], Parts]] = {
+    ZIP: _read_zip,
+    STREAM: lambda source: read_pickled(read_torch_stream(source)),
+    PICKLE: lambda source: read_pickled(read_pickle(source)),
+    SAFETENSORS: _read_safetensors,
+}
 
 
 def _open_directory(path: Path) -> Checkpoint:
@@ -73,13 +119,24 @@ def _open_directory(path: Path) -> Checkpoint:
 
         return open_directory(path)
     folder = Folder(path)
-    for layout in FOLDERS:
+    for layout in folders():
         if layout.fits(folder):
             return assemble(layout.read(folder), path)
-    names = list(folder.entries)
-    raise NotACheckpoint(
-        f"{safe_text(path)} is a directory, and no checkpoint of optstate",
-        expected=f"a {MANIFEST} in it, which is written last: without one a save did not finish",
-        found=listing(names) if names else "nothing in it",
-        todo="name the checkpoint itself: one directory with a manifest, or one file",
-    )
+    from optstate.formats.candidates import nothing_fits
+
+    raise nothing_fits(folder)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep Python from looking for cycles, of which reading makes none: among a million objects that takes as long again.
+
+    Works as a decorator too. Whether Python collected before is as it was, whatever happens.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

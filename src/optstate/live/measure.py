@@ -20,6 +20,7 @@ STEPS = 5
 _PATIENCE = 2000  # steps of a run whose limit is sought,
 _STRIDE = 8  # looked at this often
 _UNIFORM = 1e-6  # relative; a slot in float32 passes
+_SETTLED = {torch.float32: 2e-6}  # relative change that is rounding; of float64, what is not here
 
 # --- structure: what exists, where, in which shape and type -----------------------------------------
 
@@ -57,6 +58,8 @@ def _shape(shapes: tuple[tuple[int, ...], ...], entries: list[dict[str, Any]], k
         "scalar": [() for _ in seen],
         "row": [(*shape[:-1], 1) for shape, _ in seen],
         "column": [(*shape[:-2], 1, *shape[-1:]) for shape, _ in seen],
+        "squeezed row": [shape[:-1] for shape, _ in seen],
+        "squeezed column": [(*shape[:-2], *shape[-1:]) for shape, _ in seen],
         "flat": [total for _ in seen],
     }
     return next((rule for rule, expected in rules.items() if expected == [found for _, found in seen]), None)
@@ -226,7 +229,7 @@ def _gains(rig: Rig, slots: Mapping[str, MeasuredSlot]) -> dict[str, float | Non
         entry = trial.entries()[0]
         for key, limit in limits.items():
             if count % _STRIDE == 0 and key in entry:
-                limit.add(entry[key].to(torch.float64) / units[key])
+                limit.add(entry[key].to(torch.float64) / units[key], _SETTLED.get(entry[key].dtype, 1e-12))
     return {key: _constant(limit.value) if limit.known else None for key, limit in limits.items()}
 
 
@@ -241,21 +244,23 @@ class _Limit:
         self.value: Tensor | None = None
         self.known = False
 
-    def add(self, term: Tensor) -> None:
+    def add(self, term: Tensor, settled: float) -> None:
+        """A further term, which counts as the limit itself when it is within `settled` of the one before, relatively."""
         self.terms = [*self.terms[-2:], term]
         if len(self.terms) == 3:
-            estimate = _aitken(*self.terms)
+            one, two, three = self.terms
+            estimate = _aitken(one, two, three, settled)
             self.known = self.value is not None and torch.allclose(estimate, self.value, rtol=1e-7, atol=0.0)
             self.value = estimate
 
 
-def _aitken(one: Tensor, two: Tensor, three: Tensor) -> Tensor:
+def _aitken(one: Tensor, two: Tensor, three: Tensor, settled: float) -> Tensor:
     """The limit to which differences that shrink by one factor lead; not a number where they do not shrink."""
     earlier, later = two - one, three - two
     rate = later / earlier
     limit = three + later * rate / (1.0 - rate)
     limit = limit.where(rate.abs() < 1.0 - 1e-6, torch.where((rate - 1.0).abs() <= 1e-6, inf, torch.nan))
-    return three.where(later.abs() <= 1e-12 * three.abs(), limit)
+    return three.where(later.abs() <= settled * three.abs(), limit)
 
 
 def _debiased(rig: Rig, slot: MeasuredSlot) -> bool | None:

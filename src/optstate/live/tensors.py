@@ -26,6 +26,8 @@ def dtype_name(tensor: torch.Tensor) -> str:
 def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """The values of a tensor on any device as numpy, sharing memory where that is possible."""
     plain = tensor.detach()
+    if is_quantised(plain):
+        plain = plain.dequantize()
     if plain.layout != torch.strided:
         plain = plain.to_dense()
     plain = plain.cpu().resolve_conj().resolve_neg()
@@ -34,6 +36,11 @@ def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
         array: np.ndarray[Any, Any] = plain.view(_CARRIERS[plain.element_size()]).numpy().view(numpy_dtype(name))
         return array
     return plain.numpy()
+
+
+def is_quantised(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of a class that stores codes and says how to read them, as torchao's slots are."""
+    return type(tensor).dequantize is not torch.Tensor.dequantize
 
 
 class HeldTensor:
@@ -101,7 +108,16 @@ def held(value: Any) -> Any:
 
 def frozen(value: Any) -> Any:
     """A tree of references in which every tensor is a clone on its own device that nothing else holds."""
-    return _mapped(value, HeldTensor, lambda ref: HeldTensor(ref.tensor.detach().clone()))
+    return _mapped(value, HeldTensor, lambda ref: HeldTensor(_copied(ref.tensor.detach())))
+
+
+def _copied(tensor: Any) -> Any:
+    """A clone; of a class that wraps tensors and cannot be cloned, made anew of the clones of what it wraps."""
+    if not is_quantised(tensor):
+        return tensor.clone()
+    names, context = tensor.__tensor_flatten__()
+    parts = {name: getattr(tensor, name).clone() for name in names}
+    return type(tensor).__tensor_unflatten__(parts, context, tensor.size(), tensor.stride())
 
 
 def released(value: Any) -> Any:

@@ -87,6 +87,8 @@ _BEHAVIOUR: tuple[tuple[Role, Mapping[str, object]], ...] = (
     ("averaged_weights", {"fresh": "parameter"}),
     ("factored_row", {"shape": "row", "signed": False, "gradient_degree": 2}),
     ("factored_column", {"shape": "column", "signed": False, "gradient_degree": 2}),
+    ("factored_row", {"shape": "squeezed row", "signed": False, "gradient_degree": 2}),
+    ("factored_column", {"shape": "squeezed column", "signed": False, "gradient_degree": 2}),
     ("max_second_moment", {"shape": "parameter", "signed": False, "gradient_degree": 2, "decay": 1.0, "bounded": True}),
     ("second_moment", {"shape": "parameter", "signed": False, "gradient_degree": 2}),
     ("infinity_norm", {"shape": "parameter", "signed": False, "gradient_degree": 1}),

@@ -8,11 +8,21 @@ from inspect import unwrap
 from typing import Any
 
 from optstate.errors import RegistryError
-from optstate.optimizers.spec import IMPLEMENTATION_FLAGS, OptimizerSpec, SlotSpec
+from optstate.optimizers.spec import (
+    ADDED_KEYS,
+    ALGORITHM_FLAGS,
+    IMPLEMENTATION_FLAGS,
+    OptimizerSpec,
+    SlotSpec,
+    coefficient_value,
+    number,
+)
+from optstate.optimizers.third_party import THIRD_PARTY
 from optstate.optimizers.torch_optim import TORCH_OPTIM
 from optstate.text import listing, safe_text
 
-_SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in TORCH_OPTIM}
+_SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in (*TORCH_OPTIM, *THIRD_PARTY)}
+_ALIASES = {alias: spec.name for spec in _SPECS.values() for alias in spec.aliases}
 
 
 def qualified_name(cls: type) -> str:
@@ -27,7 +37,7 @@ def known_names() -> tuple[str, ...]:
 
 def by_name(name: str | None) -> OptimizerSpec | None:
     """The description of the class with this qualified name, or None."""
-    return _SPECS.get(name) if name is not None else None
+    return _SPECS.get(_ALIASES.get(name, name)) if name is not None else None
 
 
 def by_class(cls: type) -> OptimizerSpec | None:
@@ -37,7 +47,7 @@ def by_class(cls: type) -> OptimizerSpec | None:
     hold for it.
     """
     for ancestor in cls.__mro__:
-        spec = _SPECS.get(qualified_name(ancestor))
+        spec = by_name(qualified_name(ancestor))
         if spec is not None:
             return spec if ancestor is cls or _steps_alike(cls, ancestor) else None
     return None
@@ -56,23 +66,65 @@ def beneath_hooks(step: Any) -> Any:
     return unwrap(step, stop=lambda function: not getattr(function, "hooked", False)) if callable(step) else step
 
 
-def by_contents(group: Mapping[str, Any], keys: Collection[str]) -> tuple[OptimizerSpec, ...]:
+def by_contents(
+    group: Mapping[str, Any], keys: Collection[str], dtypes: Collection[str] = ()
+) -> tuple[OptimizerSpec, ...]:
     """The described classes that fit a param group's keys and the slot keys seen, the best first; maybe none.
 
-    Two classes that differ in nothing a file shows (Adam and AdamW before they wrote
-    `decoupled_weight_decay`) are both returned.
+    `dtypes` are the element types of the slots, where they are known. Two classes that differ in nothing a file shows
+    (Adam and AdamW before they wrote `decoupled_weight_decay`) are both returned. A slot that no class keeps, as a
+    program may add one, hides none that fits in everything else.
     """
-    evidence = {spec.name: _evidence(spec, group, keys) for spec in _SPECS.values()}
-    most = max(evidence.values(), default=0)
-    return tuple(spec for spec in _SPECS.values() if evidence[spec.name] == most > 0)
+    evidence = {spec.name: _evidence(spec, group, set(keys), dtypes) for spec in _SPECS.values()}
+    most = max((found for found in evidence.values() if found is not None), default=None)
+    return tuple(spec for spec in _SPECS.values() if evidence[spec.name] == most is not None)
 
 
-def _evidence(spec: OptimizerSpec, group: Mapping[str, Any], keys: Collection[str]) -> int:
-    """How many group keys speak for a class; 0 when something speaks against it."""
-    fixed = [group[key] == value for key, value in spec.fixed.items() if key in group]
-    fits = set(spec.hyperparameters) <= set(group) and all(fixed) and set(keys) <= set(spec.slots)
+def _evidence(
+    spec: OptimizerSpec, group: Mapping[str, Any], keys: set[str], dtypes: Collection[str]
+) -> tuple[int, int, int] | None:
+    """Minus the slots that it does not keep, how many group keys speak for it, minus the slots that it always has and
+    that are not there; None for a class that is out.
+    """
+    fixed = [
+        coefficient_value(key, group) == value for key, value in spec.fixed.items() if key.partition("[")[0] in group
+    ]
+    nonzero = [number(coefficient_value(key, group)) for key in spec.nonzero]
+    strangers = len(keys - set(spec.slots))
+    if not (set(spec.hyperparameters) <= set(group) and all(fixed) and all(nonzero)):
+        return None
+    if (spec.closed or strangers) and not _explains(spec, group):
+        return None
+    essential = _essential(spec, group)
+    missing = len(essential - keys) if keys else 0
+    if strangers and (missing or not _telling(spec, essential)):
+        return None
+    stored = spec.stored_as is None or any(dtype.startswith(spec.stored_as) for dtype in dtypes)
     # Flags that every class has may be required of a group, but they speak for none.
-    return len(set(spec.hyperparameters) - IMPLEMENTATION_FLAGS) + len(fixed) if fits else 0
+    speaking = len(set(spec.hyperparameters) - IMPLEMENTATION_FLAGS) + len(fixed) + (spec.stored_as is not None)
+    return (-strangers, speaking, -missing) if stored and speaking else None
+
+
+def _explains(spec: OptimizerSpec, group: Mapping[str, Any]) -> bool:
+    """Whether the class, or what surrounds any class, writes every key of the group."""
+    own = {*spec.hyperparameters, *spec.optional, *(key.partition("[")[0] for key in spec.fixed)}
+    own |= {spec.group_step} if spec.group_step else set()
+    flags = set() if spec.closed else IMPLEMENTATION_FLAGS | ALGORITHM_FLAGS
+    return set(group) <= own | flags | ADDED_KEYS
+
+
+def _essential(spec: OptimizerSpec, group: Mapping[str, Any]) -> set[str]:
+    """The slots that any parameter must have under the hyperparameters of a group."""
+    return {
+        key
+        for key, slot in spec.slots.items()
+        if slot.when not in ("matrix", "vector") and slot.created != "after first step" and slot.exists(group, None)
+    }
+
+
+def _telling(spec: OptimizerSpec, keys: set[str]) -> bool:
+    """Whether slots tell a class at all: several of them, or a momentum."""
+    return len(keys) > 1 or "momentum" in {spec.slots[key].role for key in keys}
 
 
 def register(

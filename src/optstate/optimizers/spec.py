@@ -17,8 +17,10 @@ Shape = Literal[
     "scalar",  # ()
     "row",  # the parameter's shape with the last dimension 1
     "column",  # the parameter's shape with the next-to-last dimension 1
+    "squeezed row",  # the parameter's shape without its last dimension
+    "squeezed column",  # the parameter's shape without its next-to-last dimension
     "flat",  # one vector over all parameters of the group, in their order
-    "list",  # several values; order and length are the optimizer's own
+    "list",  # several values, or a tensor in a shape of its own; order and length are the optimizer's
 ]
 Dtype = Literal[
     "parameter",  # the parameter's dtype
@@ -36,6 +38,18 @@ Home = Literal["parameter", "step"]
 capturable or fused, then on the parameter's device."""
 
 
+# Made once: hundreds of slots are described whenever a checkpoint is opened.
+_WORDS: Mapping[str, tuple[str | None, ...]] = {
+    "role": ROLES,
+    "convention": (None, *CONVENTIONS),
+    "of": (None, *OFS),
+    "shape": get_args(Shape),
+    "dtype": get_args(Dtype),
+    "created": get_args(Created),
+    "home": get_args(Home),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotSpec:
     """One slot of an optimizer.
@@ -47,7 +61,8 @@ class SlotSpec:
         The rules by which the optimizer creates it.
     when
         The hyperparameter that must be true or non-zero for the slot to exist; `matrix` and `vector` mean
-        parameters of at least two, of fewer than two dimensions. None: always.
+        parameters of at least two, of fewer than two dimensions; `sometimes` means a condition that neither tells, so
+        that it is never missed. None: always.
     coefficient
         The hyperparameter that drives it, such as `betas[0]`; None where there is none.
     reset
@@ -84,18 +99,10 @@ class SlotSpec:
     lr_degree: int | None = 0
 
     def __post_init__(self) -> None:
-        for label, value, allowed in (
-            ("role", self.role, ROLES),
-            ("convention", self.convention, (None, *CONVENTIONS)),
-            ("of", self.of, (None, *OFS)),
-            ("shape", self.shape, get_args(Shape)),
-            ("dtype", self.dtype, get_args(Dtype)),
-            ("created", self.created, get_args(Created)),
-            ("home", self.home, get_args(Home)),
-        ):
-            if value not in allowed:
+        for label, allowed in _WORDS.items():
+            if getattr(self, label) not in allowed:
                 raise RegistryError(
-                    f"a slot's {label} cannot be {safe_text(value)!r}",
+                    f"a slot's {label} cannot be {safe_text(getattr(self, label))!r}",
                     expected=f"one of {', '.join(map(str, allowed))}",
                 )
         _, bracket, index = (self.coefficient or "").partition("[")
@@ -112,7 +119,7 @@ class SlotSpec:
             )
 
     def exists(self, hyperparameters: Mapping[str, Any], ndim: int | None) -> bool:
-        """Whether the optimizer keeps this slot under these hyperparameters for a parameter of `ndim` dimensions.
+        """Whether the optimizer must keep this slot under these hyperparameters for a parameter of `ndim` dimensions.
 
         An unknown `ndim` (None) or an absent hyperparameter counts as yes.
         """
@@ -120,6 +127,8 @@ class SlotSpec:
             return True
         if self.when in ("matrix", "vector"):
             return ndim is None or (ndim >= 2) == (self.when == "matrix")
+        if self.when == "sometimes":
+            return False
         return bool(hyperparameters.get(self.when, True))
 
 
@@ -128,8 +137,12 @@ class OptimizerSpec:
     """One optimizer class: what it is called, what it keeps, and the param-group keys that it always has.
 
     `hyperparameters` are keys that every version of the class writes; they recognise the class in a file that
-    does not name it; `fixed` are keys that it writes with one value only, if at all. `order_matters` marks
-    state that is laid out over all parameters in their order and kept under the first of them.
+    does not name it; `fixed` are keys that it writes with one value only, if at all, and `nonzero` those that are
+    never zero (both may name an element, `betas[1]`). `closed` says that `hyperparameters` and `optional` are all that
+    it writes, besides what schedulers and programs add: few keys are evidence only if there are no others. `stored_as` is
+    how its slots are quantised, such as `8-bit`, where that tells it from another class. `aliases` are further classes
+    that keep and write the very same. `group_step` is the group key that counts steps for all its parameters.
+    `order_matters` marks state that is laid out over all parameters in their order and kept under the first of them.
 
     Raises `RegistryError` when the description contradicts itself.
 
@@ -143,6 +156,12 @@ class OptimizerSpec:
     slots: Mapping[str, SlotSpec]
     hyperparameters: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    nonzero: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    closed: bool = False
+    stored_as: str | None = None
+    aliases: tuple[str, ...] = ()
+    group_step: str | None = None
     order_matters: bool = False
 
     def __post_init__(self) -> None:
@@ -176,6 +195,14 @@ IMPLEMENTATION_FLAGS = frozenset({"foreach", "fused", "capturable", "differentia
 
 ALGORITHM_FLAGS = frozenset({"amsgrad", "nesterov", "maximize", "centered", "decoupled_weight_decay"})
 """Group keys that change what the slots mean: a checkpoint and a program that differ in one do not fit."""
+
+ADDED_KEYS = frozenset(
+    {
+        "params", "param_names", "name", "group_name", "param_group", "initial_lr", "min_lr", "max_lr", "initial_momentum",
+        "base_momentum", "max_momentum", "swa_lr", "lr_scale", "lr_mult", "decay_mult", "layer_names",
+    }
+)  # fmt: skip
+"""Group keys that torch itself, schedulers and programs add to those of any class."""
 
 
 def coefficient_value(coefficient: str, hyperparameters: Mapping[str, Any]) -> Any:

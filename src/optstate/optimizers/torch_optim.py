@@ -1,7 +1,7 @@
 """Every optimizer that `torch.optim` exports, one row per slot.
 
 Read a row as: key, what kind of slot, which coefficient drives it, and how it differs from its kind; a fresh slot
-holds 0 unless `reset` says otherwise. Slots inside `_together` are coherent only as a whole.
+holds 0 unless `reset` says otherwise. Slots inside `together` are coherent only as a whole. `kinds` has the kinds.
 `tests/test_registry.py` holds each row against the numeric probe of the real class.
 """
 
@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optstate.optimizers.kinds import ADAM, ADAM_GROUP, COUNT, INTEGER_COUNT, MEAN, SQUARE, SUM, together
 from optstate.optimizers.spec import OptimizerSpec, SlotSpec
 
-# Kinds of slots.
-_COUNT = SlotSpec(role="step", shape="scalar", dtype="scalar", home="step")
-_MEAN = SlotSpec(role="momentum", convention="ema_debiased", of="gradient", gradient_degree=1)
-_SUM = SlotSpec(role="momentum", convention="accumulate", of="gradient", gradient_degree=1)
-_SQUARE = SlotSpec(role="second_moment", gradient_degree=2)
-_FACTOR = SlotSpec(role="factored_row", shape="row", dtype="gradient", when="matrix", gradient_degree=2)
 _SCALAR = SlotSpec(role="other", shape="scalar", dtype="scalar")  # on the parameter's device, unlike a count
+_FACTOR = replace(SQUARE, role="factored_row", shape="row", dtype="gradient", when="matrix")
 _HISTORY = SlotSpec(
     role="preconditioner",
     dtype="gradient",
@@ -27,86 +23,70 @@ _HISTORY = SlotSpec(
     lr_degree=None,
 )
 
-
-def _together(**slots: SlotSpec) -> dict[str, SlotSpec]:
-    """Slots of which each is a companion of all others."""
-    return {
-        key: replace(slot, companions=tuple(other for other in slots if other != key)) for key, slot in slots.items()
-    }
-
-
-_ADAM_GROUP = ("lr", "betas", "eps", "weight_decay")
-_ADAM_SLOTS = _together(
-    step=_COUNT,
-    exp_avg=replace(_MEAN, coefficient="betas[0]"),
-    exp_avg_sq=replace(_SQUARE, coefficient="betas[1]"),
-    max_exp_avg_sq=replace(_SQUARE, role="max_second_moment", when="amsgrad"),
-)
-
 TORCH_OPTIM = (
     OptimizerSpec(
         name="torch.optim.sgd.SGD",
         hyperparameters=("lr", "momentum", "dampening", "weight_decay", "nesterov"),
         slots={
             # Deleted, not zeroed: the first gradient enters an absent buffer undamped.
-            "momentum_buffer": replace(_SUM, coefficient="momentum", when="momentum", dtype="gradient", reset="delete"),
+            "momentum_buffer": replace(SUM, coefficient="momentum", when="momentum", dtype="gradient", reset="delete"),
         },
     ),
     OptimizerSpec(
         name="torch.optim.adam.Adam",
-        hyperparameters=(*_ADAM_GROUP, "amsgrad"),
-        slots=_ADAM_SLOTS,
+        hyperparameters=(*ADAM_GROUP, "amsgrad"),
+        slots=ADAM,
     ),
     OptimizerSpec(
         name="torch.optim.adamw.AdamW",
-        hyperparameters=(*_ADAM_GROUP, "amsgrad"),
+        hyperparameters=(*ADAM_GROUP, "amsgrad"),
         fixed={"decoupled_weight_decay": True},
-        slots=_ADAM_SLOTS,
+        slots=ADAM,
     ),
     OptimizerSpec(
         name="torch.optim.nadam.NAdam",
-        hyperparameters=(*_ADAM_GROUP, "momentum_decay"),
-        slots=_together(
-            step=_COUNT,
-            mu_product=replace(_COUNT, role="other", coefficient="betas[0]", reset=1.0),
-            exp_avg=replace(_MEAN, coefficient="betas[0]"),
-            exp_avg_sq=replace(_SQUARE, coefficient="betas[1]"),
+        hyperparameters=(*ADAM_GROUP, "momentum_decay"),
+        slots=together(
+            step=COUNT,
+            mu_product=replace(COUNT, role="other", coefficient="betas[0]", reset=1.0),
+            exp_avg=replace(MEAN, coefficient="betas[0]"),
+            exp_avg_sq=replace(SQUARE, coefficient="betas[1]"),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.radam.RAdam",
         # Many fused Adams of other libraries write the same four keys and the same slots, but no `foreach`.
-        hyperparameters=(*_ADAM_GROUP, "foreach"),
-        slots=_together(
-            step=_COUNT,
-            exp_avg=replace(_MEAN, coefficient="betas[0]"),
-            exp_avg_sq=replace(_SQUARE, coefficient="betas[1]"),
+        hyperparameters=(*ADAM_GROUP, "foreach"),
+        slots=together(
+            step=COUNT,
+            exp_avg=replace(MEAN, coefficient="betas[0]"),
+            exp_avg_sq=replace(SQUARE, coefficient="betas[1]"),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.adamax.Adamax",
-        hyperparameters=_ADAM_GROUP,
-        slots=_together(
-            step=_COUNT,
-            exp_avg=replace(_MEAN, coefficient="betas[0]"),
+        hyperparameters=ADAM_GROUP,
+        slots=together(
+            step=COUNT,
+            exp_avg=replace(MEAN, coefficient="betas[0]"),
             exp_inf=SlotSpec(role="infinity_norm", coefficient="betas[1]", gradient_degree=1),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.adagrad.Adagrad",
         hyperparameters=("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"),
-        slots=_together(
-            step=replace(_COUNT, created="constructor"),
-            sum=replace(_SQUARE, created="constructor", reset="initial_accumulator_value"),
+        slots=together(
+            step=replace(COUNT, created="constructor"),
+            sum=replace(SQUARE, created="constructor", reset="initial_accumulator_value"),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.adadelta.Adadelta",
         hyperparameters=("lr", "rho", "eps", "weight_decay"),
         slots={
-            "step": _COUNT,  # counted, never used
-            **_together(
-                square_avg=replace(_SQUARE, coefficient="rho"),
+            "step": COUNT,  # counted, never used
+            **together(
+                square_avg=replace(SQUARE, coefficient="rho"),
                 acc_delta=SlotSpec(role="update_average", coefficient="rho"),
             ),
         },
@@ -115,14 +95,14 @@ TORCH_OPTIM = (
         name="torch.optim.rmsprop.RMSprop",
         hyperparameters=("lr", "momentum", "alpha", "eps", "centered", "weight_decay"),
         slots={
-            "step": _COUNT,  # counted, never used
+            "step": COUNT,  # counted, never used
             "momentum_buffer": replace(
-                _SUM, of="preconditioned", coefficient="momentum", when="momentum", gradient_degree=0
+                SUM, of="preconditioned", coefficient="momentum", when="momentum", gradient_degree=0
             ),
-            **_together(
-                square_avg=replace(_SQUARE, coefficient="alpha"),
+            **together(
+                square_avg=replace(SQUARE, coefficient="alpha"),
                 # The mean that centring subtracts: a statistic of the gradient, not the direction of the update.
-                grad_avg=replace(_MEAN, convention="ema", coefficient="alpha", when="centered", primary=False),
+                grad_avg=replace(MEAN, convention="ema", coefficient="alpha", when="centered", primary=False),
             ),
         },
     ),
@@ -130,8 +110,8 @@ TORCH_OPTIM = (
         name="torch.optim.rprop.Rprop",
         hyperparameters=("lr", "etas", "step_sizes"),
         slots={
-            "step": _COUNT,  # counted, never used
-            **_together(
+            "step": COUNT,  # counted, never used
+            **together(
                 prev=SlotSpec(role="previous_gradient", gradient_degree=1),
                 step_size=SlotSpec(role="step_size", coefficient="etas", dtype="gradient", reset="lr", lr_degree=1),
             ),
@@ -140,7 +120,7 @@ TORCH_OPTIM = (
     OptimizerSpec(
         name="torch.optim.asgd.ASGD",
         hyperparameters=("lr", "lambd", "alpha", "t0", "weight_decay"),
-        slots=_together(
+        slots=together(
             step=replace(_SCALAR, role="step"),
             eta=replace(_SCALAR, role="step_size", coefficient="lr", reset="lr", lr_degree=1),
             mu=replace(_SCALAR, coefficient="t0", reset=1.0),
@@ -150,32 +130,32 @@ TORCH_OPTIM = (
     OptimizerSpec(
         name="torch.optim.sparse_adam.SparseAdam",
         hyperparameters=("lr", "betas", "eps"),
-        slots=_together(
-            step=SlotSpec(role="step", shape="scalar", dtype="python", reset=0),
-            exp_avg=replace(_MEAN, coefficient="betas[0]"),
-            exp_avg_sq=replace(_SQUARE, coefficient="betas[1]"),
+        slots=together(
+            step=INTEGER_COUNT,
+            exp_avg=replace(MEAN, coefficient="betas[0]"),
+            exp_avg_sq=replace(SQUARE, coefficient="betas[1]"),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.Adafactor",
         hyperparameters=("lr", "beta2_decay", "eps", "d", "weight_decay"),
-        slots=_together(
-            step=_COUNT,
+        slots=together(
+            step=COUNT,
             row_var=replace(_FACTOR, coefficient="beta2_decay"),
             col_var=replace(_FACTOR, coefficient="beta2_decay", role="factored_column", shape="column"),
-            variance=replace(_SQUARE, coefficient="beta2_decay", when="vector", dtype="gradient"),
+            variance=replace(SQUARE, coefficient="beta2_decay", when="vector", dtype="gradient"),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.Muon",
         hyperparameters=("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps"),
-        slots={"momentum_buffer": replace(_MEAN, convention="ema", coefficient="momentum", dtype="gradient")},
+        slots={"momentum_buffer": replace(MEAN, convention="ema", coefficient="momentum", dtype="gradient")},
     ),
     OptimizerSpec(
         name="torch.optim.lbfgs.LBFGS",
         hyperparameters=("lr", "max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size"),
         order_matters=True,
-        slots=_together(
+        slots=together(
             func_evals=SlotSpec(role="counter", shape="scalar", dtype="python", reset="delete"),
             n_iter=SlotSpec(role="counter", shape="scalar", dtype="python", reset="delete"),
             prev_loss=replace(_HISTORY, role="other", shape="scalar", dtype="python"),

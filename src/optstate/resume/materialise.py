@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from optstate.errors import RestoreError
+from optstate.formats.containers.sparse import SparseRef
 from optstate.formats.ours import nodes
-from optstate.formats.ours.tree import ArrayRef, SparseRef
+from optstate.formats.ours.tree import ArrayRef
 from optstate.live.tensors import HeldTensor
 from optstate.state.tensors import DTYPES, TensorRef, is_tensor, new_bytes
 from optstate.text import safe_text

@@ -234,7 +234,11 @@ def _expected_shape(rule: str, shape: tuple[int, ...]) -> tuple[int, ...] | None
         return ()
     if rule == "row":
         return (*shape[:-1], 1)
-    return (*shape[:-2], 1, shape[-1]) if rule == "column" else None
+    if rule == "column":
+        return (*shape[:-2], 1, shape[-1])
+    if rule == "squeezed row":
+        return shape[:-1]
+    return (*shape[:-2], shape[-1]) if rule == "squeezed column" else None
 
 
 def _mention_certainty(found: Comparison, saved: Saved) -> None:

@@ -13,6 +13,7 @@ class Absence(Enum):
     """
 
     NOT_KEPT = "not-kept"
+    IN_GROUP = "in-group"
     COEFFICIENT_ZERO = "coefficient-zero"
     NEVER_STEPPED = "never-stepped"
     NO_GRADIENT = "no-gradient"
@@ -36,6 +37,10 @@ _SENTENCES = {
     Absence.NOT_KEPT: (
         "this optimizer, configured as it is, keeps none",
         "nothing is missing; another optimizer or flag would keep one",
+    ),
+    Absence.IN_GROUP: (
+        "this optimizer keeps one for all parameters of a group, among its hyperparameters",
+        "look at the group's hyperparameters",
     ),
     Absence.COEFFICIENT_ZERO: (
         "its coefficient is zero, so the optimizer keeps none",

@@ -31,7 +31,8 @@ class OptimizerInfo:
     `name` is "" where a state has a single one. `class_name` is the qualified class, None where a file does
     not say and its contents fit no known class; `inferred` marks a class deduced from the contents, of which
     `class_name` then is the first and `alternatives` the others that fit as well. `known` says whether the
-    registry describes the class.
+    registry describes the class. `ordered` is False where the source names parameters in an order of its own, so that
+    their places in the groups are not those that the program gave them.
 
     >>> info = state.optimizers[""]
     >>> info.class_name, info.short_name, info.known
@@ -44,6 +45,7 @@ class OptimizerInfo:
     known: bool
     inferred: bool = False
     alternatives: tuple[str, ...] = ()
+    ordered: bool = True
 
     @property
     def short_name(self) -> str:

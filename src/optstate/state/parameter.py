@@ -20,7 +20,8 @@ class ParameterFacts:
     `shape` and `dtype` are None where a file tells neither. `aliases` are further names of the same tensor
     (tied weights). `group` is the index of its param group within `optimizer`. `trainable` is `requires_grad`,
     None where a file does not say. `candidates` are the names that a parameter could have of which a file tells
-    nothing but the position.
+    nothing but the position. `position` is the number under which a file keeps its state, None where it keeps it by
+    name.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ParameterFacts:
     aliases: tuple[str, ...] = ()
     trainable: bool | None = None
     candidates: tuple[str, ...] = ()
+    position: int | None = None
 
 
 class SlotReader(Protocol):

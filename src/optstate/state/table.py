@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
+from optstate.errors import ReadError
 from optstate.state.absence import Absence
 from optstate.state.groups import Group, OptimizerInfo
 from optstate.state.parameter import ParamState
 from optstate.state.roles import Certainty, Role
 from optstate.state.slot import Slot, format_number
 from optstate.state.stats import Stats, stats
-from optstate.state.tensors import is_tensor
+from optstate.state.tensors import DTYPES, is_tensor
 from optstate.text import count, elide, listing, safe_text
 
 ROWS = 40
@@ -38,13 +39,17 @@ class Printable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Lines above, a header, rows and lines below; every string is already safe to print."""
+    """Lines above, a header, rows and lines below; every string is already safe to print.
+
+    `unread` are the numbers that could not be read, each with the reason; `UNREADABLE` stands in their cells.
+    """
 
     title: Sequence[str]
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
     right: frozenset[str] = field(default_factory=frozenset)
+    unread: Sequence[str] = ()
 
     def text(self, width: int | None = None) -> str:
         """Plain text with aligned columns, no escape codes.
@@ -92,56 +97,81 @@ def state_table(
     every = list(state)
     chosen = [state[name] for name in (every if names is None else names)]
     shown, hidden = _elide(chosen, limit)
-    certainties = Counter(parameter.facts.certainty for parameter in chosen)
-    header = _HEADER if len(certainties) > 1 else tuple(label for label in _HEADER if label != _NAME_BY)
-    rows = [[cell for label, cell in _row(parameter, measured or {}) if label in header] for parameter in shown]
+    unread: list[str] = []
+    header = _header(chosen)
+    rows = [[cell for label, cell in _row(parameter, measured or {}, unread) if label in header] for parameter in shown]
     if hidden:
         rows.insert(len(shown) * 2 // 3, [f"… {hidden:,} more", *[""] * (len(header) - 1)])
     return Table(
         title=[
             _headline(state, every),
             *([] if names is None else [f"selected: {count(len(chosen), 'parameter')}"]),
-            *_certainty_line(certainties),
+            *_certainty_line(chosen),
         ],
         header=header,
         rows=rows,
         notes=[
             *_absence_notes(chosen),
-            *_group_notes(state.groups, limit),
+            *_group_notes(state.groups, limit, unread),
             *_left_out_notes(state.left_out),
         ],
-        right=frozenset({"GROUP", "STEP"}),
+        right=frozenset({_NUMBER, "GROUP", "STEP"}),
+        unread=unread,
     )
 
 
-_NAME_BY = "NAME BY"  # a column only where some names are surer than others
-_HEADER = ("PARAMETER", _NAME_BY, "SHAPE", "DTYPE", "GROUP", "STEP", "MOMENTUM", "SECOND MOMENT", "OTHER SLOTS")
+UNREADABLE = "!"
+
+_NUMBER = "#"  # a column only where a file numbers parameters and names are known besides
+_NAME_BY = "NAME BY"  # only where some names are surer than others
+_ONE_OF = "ONE OF"  # only where some parameters could each be one of several weights
+_HEADER = (
+    "PARAMETER", _NUMBER, _NAME_BY, "SHAPE", "DTYPE", "GROUP", "STEP", "MOMENTUM", "SECOND MOMENT", "OTHER SLOTS",
+    _ONE_OF,
+)  # fmt: skip
 _SHOWN_BY_ROLE: tuple[Role, ...] = ("step", "momentum", "second_moment")
 
 
-def _row(parameter: ParamState, measured: Measured) -> Iterator[tuple[str, str]]:
+def _header(parameters: Sequence[ParamState]) -> Sequence[str]:
+    """The columns that say something about these parameters."""
+    facts = [parameter.facts for parameter in parameters]
+    shown = {
+        _NUMBER: any(each.position is not None and each.certainty != "position" for each in facts),
+        _NAME_BY: len({each.certainty for each in facts}) > 1,
+        _ONE_OF: any(each.candidates for each in facts),
+    }
+    return [label for label in _HEADER if shown.get(label, True)]
+
+
+def _row(parameter: ParamState, measured: Measured, unread: list[str]) -> Iterator[tuple[str, str]]:
     facts, slots = parameter.facts, parameter.slots
     by_role = {slot.role: slot for slot in slots.values() if slot.primary and slot.role in _SHOWN_BY_ROLE}
     others = [slot for slot in slots.values() if by_role.get(slot.role) is not slot]
     cells = (
         safe_text(facts.name),
+        "" if facts.position is None else f"#{facts.position}",
         facts.certainty,
         "?" if facts.shape is None else "×".join(map(str, facts.shape)) or "scalar",
         facts.dtype or "?",
         str(facts.group) if not facts.optimizer else f"{safe_text(facts.optimizer, 24)}:{facts.group}",
-        _step(by_role.get("step")),
+        _step(by_role.get("step"), unread),
         _moment(by_role.get("momentum"), measured),
         _moment(by_role.get("second_moment"), measured),
         ", ".join(_with_stats(slot, measured.get((slot.parameter, slot.key))) for slot in others),
+        f"{len(facts.candidates)}: {listing(facts.candidates, 3)}" if facts.candidates else "",
     )
     return zip(_HEADER, cells, strict=True)
 
 
-def _step(slot: Slot | None) -> str:
+def _step(slot: Slot | None, unread: list[str]) -> str:
     if slot is None:
         return "–"
     value = slot.value
-    number = value.item() if is_tensor(value) and prod(value.shape) == 1 else value
+    try:
+        number = value.item() if is_tensor(value) and prod(value.shape) == 1 else value
+    except ReadError as error:
+        unread.append(f"{slot.path}: {error.what}")
+        return UNREADABLE
     return format_number(number) if isinstance(number, (int, float)) else "?"
 
 
@@ -149,14 +179,21 @@ def _moment(slot: Slot | None, measured: Measured) -> str:
     if slot is None:
         return "–"
     known = measured.get((slot.parameter, slot.key))
-    if known is None and hasattr(slot.value, "tensor") and is_tensor(slot.value):
+    if known is None and hasattr(slot.value, "tensor") and is_tensor(slot.value) and not _is_coded(slot.value.dtype):
         known = stats(slot.value)
     return _with_stats(slot, known)
+
+
+def _is_coded(dtype: str) -> bool:
+    """Whether the values of a moment are codes, of which a norm would mean nothing."""
+    return dtype.startswith(("int", "uint"))
 
 
 def _with_stats(slot: Slot, known: Stats | None) -> str:
     """The key, its norm, and what is remarkable: values that are no numbers, or zeros."""
     key = safe_text(slot.key, 40)
+    if slot.dtype is not None and slot.dtype not in DTYPES:
+        key = f"{key} ({safe_text(slot.dtype, 40)})"  # how it is quantised
     if known is None:
         return key
     parts = [key, f"‖{known.norm:.3g}‖"]
@@ -198,15 +235,21 @@ def _either(roles: Sequence[Role]) -> str:
 _LONG = 6  # hyperparameters shown per group, and values of one that is a list
 
 
-def _group_notes(groups: Sequence[Group], limit: int | None) -> list[str]:
-    notes = [_group_note(group) for group in groups[:limit]]
+def _group_notes(groups: Sequence[Group], limit: int | None, unread: list[str]) -> list[str]:
+    notes = [_group_note(group, unread) for group in groups[:limit]]
     return [*notes, f"… {len(groups) - len(notes):,} more groups"] if len(groups) > len(notes) else notes
 
 
-def _group_note(group: Group) -> str:
+def _group_note(group: Group, unread: list[str]) -> str:
     label = f"{safe_text(group.optimizer, 24)}:{group.index}" if group.optimizer else str(group.index)
     shown = {key: value for key, value in group.hyperparameters.items() if value is not None and value is not False}
-    values = [f"{safe_text(key, 32)} {format_value(value)}" for key, value in list(shown.items())[:_LONG]]
+    values = []
+    for key, value in list(shown.items())[:_LONG]:
+        try:
+            values.append(f"{safe_text(key, 32)} {format_value(value)}")
+        except ReadError as error:
+            values.append(f"{safe_text(key, 32)} {UNREADABLE}")
+            unread.append(f"group {label}, {safe_text(key, 32)}: {error.what}")
     return f"group {label}: {count(len(group.parameters), 'parameter')} · {' · '.join(values)}"
 
 
@@ -234,14 +277,23 @@ _HOW_SURE: Mapping[Certainty, str] = {
     "identity": "by identity, from the live objects",
     "file": "written beside the state in the file",
     "recorded": "recorded by torch (param_names), evidence only",
-    "rule": "by the writer's order, every shape agrees",
+    "rule": "by their order, every shape agrees",
     "shapes": "by their shapes alone",
-    "position": "by position, the file holds no names",
+    "position": "by position alone",
 }
 
 
-def _certainty_line(certainties: Counter[Certainty]) -> list[str]:
+def _certainty_line(parameters: Sequence[ParamState]) -> list[str]:
     """How sure the names are; nothing where all are those of live objects."""
+    certainties = Counter(parameter.facts.certainty for parameter in parameters)
     if set(certainties) <= {"identity"}:
         return []
-    return ["names: " + " · ".join(f"{number:,} {_HOW_SURE[how]}" for how, number in certainties.most_common())]
+    open_ = sum(bool(parameter.facts.candidates) for parameter in parameters)
+    several = f", {open_:,} of them one of several weights (M201)" if open_ else ""
+    return [
+        "names: "
+        + " · ".join(
+            f"{number:,} {_HOW_SURE[how]}{several if how == 'position' else ''}"
+            for how, number in certainties.most_common()
+        )
+    ]

@@ -59,6 +59,38 @@ def new_directory(path: Path, files: Files, *, replace: bool, nbytes: int) -> It
                 files.close(lock)
 
 
+@contextmanager
+def new_file(path: Path, files: Files, *, replace: bool, nbytes: int) -> Iterator[Path]:
+    """A path to write a file at, which becomes `path` at the end of the block: at once, and whole.
+
+    It is written within a temporary directory, so what a killed program leaves is found and removed as that of a save
+    is. Synced, replaced, cleaned up and raised is as by `new_directory`; only a file is ever replaced.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{_token(files)}")
+    lock = None
+    try:
+        _make_parents(path.parent, files)
+        _tidy(path, files)
+        files.make_directory(temporary)
+        lock = files.lock(temporary)
+        yield temporary / path.name
+        if replace and files.kind(path) is not None:
+            files.replace(temporary / path.name, path)
+        else:
+            files.rename(temporary / path.name, path)
+        sync_directory(path.parent, files)
+    except BaseException as error:
+        if isinstance(error, OSError) and not isinstance(error, OptstateError):
+            raise _explained(error, path, files, nbytes) from error
+        raise
+    finally:
+        with suppress(OSError):
+            files.remove_tree(temporary)
+        if lock is not None:
+            with suppress(OSError):
+                files.close(lock)
+
+
 def _token(files: Files) -> str:
     return f"{files.boot}-{secrets.token_hex(4)}"
 

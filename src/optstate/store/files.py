@@ -46,7 +46,10 @@ class Files(Protocol):
         """Wait until the directory's entries are on the disk."""
 
     def rename(self, source: Path, target: Path) -> None:
-        """Rename a directory; fails when `target` is anything but an empty directory."""
+        """Rename a directory or file; fails when anything is at `target`."""
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename a file over the file at `target`, in one step."""
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory and what is in it; links in it are removed, not followed."""
@@ -101,6 +104,9 @@ class RealFiles:
         if os.path.lexists(target):
             raise FileExistsError(EEXIST, os.strerror(EEXIST), str(target))
         source.rename(target)
+
+    def replace(self, source: Path, target: Path) -> None:
+        source.replace(target)
 
     def remove_tree(self, path: Path) -> None:
         shutil.rmtree(path)

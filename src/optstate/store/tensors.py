@@ -12,22 +12,20 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from optstate.errors import Unsaveable
-from optstate.formats.containers.safetensors_header import METADATA
-from optstate.formats.containers.stored_tensor import row_major
 from optstate.formats.ours import nodes
-from optstate.formats.ours.manifest import Family, fingerprint_positions, join_key
+from optstate.formats.ours.manifest import Family, fingerprint_positions
 from optstate.formats.ours.nodes import Tree
-from optstate.formats.ours.own_tensors import is_dense
 from optstate.formats.ours.tree import Leaf, Path, path_text
 from optstate.live.tensors import dtype_name
 from optstate.optimizers.registry import qualified_name
 from optstate.state.tensors import DTYPES, numpy_dtype
 from optstate.store.files import Buffer
+from optstate.store.table import PayloadTable, kept_stride
 from optstate.store.writer import GATHER, PIECE, Payload
 from optstate.text import safe_text
 
 
-class TensorTable:
+class TensorTable(PayloadTable):
     """The tensors of a checkpoint that is being collected: each once, however many names it has.
 
     It keeps every tensor alive until the checkpoint is written: two that never live at the same time can have
@@ -35,7 +33,7 @@ class TensorTable:
     """
 
     def __init__(self) -> None:
-        self.payloads: dict[str, Payload] = {}
+        super().__init__()
         self._keys: dict[tuple[object, ...], str] = {}
 
     def add(self, tensor: torch.Tensor, family: Family, parts: Path, where: Path) -> str:
@@ -51,9 +49,9 @@ class TensorTable:
         known = self._keys.get(identity) if tensor.numel() else None
         if known is not None:
             return known
-        key = self._keys[identity] = self._free_key(family, parts)
+        key = self._keys[identity] = self.free_key(family, parts)
         self.payloads[key] = Payload(
-            key, dtype, shape, partial(_pieces, tensor), _kept_stride(shape, stride), str(tensor.device)
+            key, dtype, shape, partial(_pieces, tensor), kept_stride(shape, stride), str(tensor.device)
         )
         return key
 
@@ -63,9 +61,9 @@ class TensorTable:
         if name is None:
             raise _unsaveable(where, f"a numpy array of {safe_text(array.dtype, 40)}")
         stride = tuple(step // array.itemsize for step in array.strides)
-        key = self._free_key(family, parts)
+        key = self.free_key(family, parts)
         self.payloads[key] = Payload(
-            key, name, array.shape, partial(_array_pieces, array), _kept_stride(array.shape, stride)
+            key, name, array.shape, partial(_array_pieces, array), kept_stride(array.shape, stride)
         )
         return key
 
@@ -107,24 +105,6 @@ class TensorTable:
             shape=tuple(value.shape),
             coalesced=value.is_coalesced(),
         )
-
-    def _free_key(self, family: Family, parts: Path) -> str:
-        # A weight keeps its name, so that other readers find it; all other names are made of escaped parts.
-        name = str(parts[0]) if family == "weights" else join_key(map(str, parts))
-        # Text that is no Unicode has no place in a header. A dict may have the keys 1 and "1".
-        key = first = f"{family}/{name}".encode("utf-8", "backslashreplace").decode()
-        number = 1
-        while key in self.payloads or key == f"{family}/{METADATA}":
-            number += 1
-            key = f"{first}~{number}"
-        return key
-
-
-@lru_cache(maxsize=4096)
-def _kept_stride(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Strides that a restore has to give back: those of a permuted layout; any other becomes row-major."""
-    permuted = stride != row_major(shape) and 0 not in shape and is_dense(shape, stride)
-    return stride if permuted else None
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

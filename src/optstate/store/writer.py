@@ -96,7 +96,7 @@ def write_checkpoint(
             tensors.update(_write_file(directory, file, files))
         entries = {file.name: FileEntry(file.nbytes, len(file.header), digest_of(file.header)) for file in plan}
         complete = msgspec.structs.replace(body, tensors=tensors, files=entries)
-        with _Output(directory / MANIFEST, files) as output:
+        with Output(directory / MANIFEST, files) as output:
             output.write(encode_manifest(complete))
 
 
@@ -136,7 +136,7 @@ def _parts(places: Iterable[_Place], header_limit: int) -> Iterator[list[_Place]
 def _write_file(directory: Path, file: _File, files: Files) -> dict[str, TensorEntry]:
     entries = {}
     offset = len(file.header)
-    with _Output(directory / file.name, files) as output:
+    with Output(directory / file.name, files) as output:
         output.write(file.header)
         for payload, item in file.places:
             start = (0,) * len(item.shape)
@@ -146,10 +146,14 @@ def _write_file(directory: Path, file: _File, files: Files) -> dict[str, TensorE
     return entries
 
 
-class _Output:
-    """A new file that is written from start to end and synced; after a failure it is closed and never synced."""
+class Output:
+    """A new file that is written from start to end and synced; after a failure it is closed and never synced.
+
+    `position` is the number of bytes so far.
+    """
 
     def __init__(self, path: Path, files: Files) -> None:
+        self.position = 0
         self._path = path
         self._files = files
         self._gathered: list[Buffer] = []
@@ -178,6 +182,7 @@ class _Output:
 
     def write(self, data: Buffer) -> None:
         """Append `data`, or keep it to be written together with its neighbours."""
+        self.position += len(data)
         if len(data) < GATHER:
             self._gathered.append(data)
             self._gathered_bytes += len(data)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from optstate.errors import Damaged, Refused
-from optstate.formats.containers.regular import ByteSource, cannot_open, open_regular
+from optstate.formats.containers.regular import ByteSource, cannot_open, missing, open_regular
 from optstate.text import safe_text, size
 
 ENTRIES = 200_000
@@ -68,7 +68,19 @@ class Folder:
 
     def open(self, name: str) -> ByteSource:
         """A file in it. Raises as `open_within` does."""
+        _check_plain(self.path, name)
+        if name not in self.entries:  # an index may name a million that are not there
+            raise missing(self.path / name)
         return open_within(self.path, name)
+
+    def size(self, name: str) -> int | None:
+        """The bytes of a file in it, which stays closed; None where there is none. Raises `Refused` as `open` does."""
+        _check_plain(self.path, name)
+        _check_home(self.path, name)
+        try:
+            return (self.path / name).stat().st_size
+        except OSError:
+            return None
 
     def folder(self, name: str) -> Folder:
         """A folder in it. Raises `Refused` where it is a link that leaves this one."""

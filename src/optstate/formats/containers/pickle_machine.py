@@ -33,7 +33,9 @@ Python's hash of an integer below 2**60 is the integer itself, so two of them co
 can collide outright and cost 10. The oldest state dicts have addresses as keys, one for each parameter.
 """
 
-_UNSET = object()
+UNSET = object()
+"""What the memo has under a number that was left out."""
+
 _PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 writes modules by their old names
 
 
@@ -86,10 +88,23 @@ class Call(Buildable):
     def set_state(self, state: Node) -> None:
         self.state = state
 
+    @property
+    def kind(self) -> Global | None:
+        """The class of the object; of a call, the function. None where that is no name but another call."""
+        kind = self.function
+        if type(kind) is Global and (kind.module, kind.name) in MAKERS and self.arguments:
+            kind = self.arguments[0]
+        return kind if type(kind) is Global else None
+
     def __str__(self) -> str:
-        return f"{self.function if isinstance(self.function, Global) else 'call of a call'}(…)"
+        what = str(self.kind or "call of a call")
+        return f"{what}(…)" if self.state is None else f"<{what}>"
 
     __repr__ = __str__
+
+
+MAKERS = {("copyreg", "_reconstructor"), ("copyreg", "__newobj__"), ("copyreg", "__newobj_ex__")}
+"""Functions of Python that make an object of the class that is their first argument."""
 
 
 Constructor: TypeAlias = Callable[..., Node]
@@ -159,13 +174,13 @@ class Machine:
             return
         if not 0 <= index <= self._memo_limit:
             raise Malformed(f"number {index} for something to remember")
-        memo.extend([_UNSET] * (index + 1 - len(memo)))
+        memo.extend([UNSET] * (index + 1 - len(memo)))
         memo[index] = node
 
     def get(self, index: int) -> None:
         """Push what was remembered under a number."""
-        node = self.memo[index] if index >= 0 else _UNSET
-        if node is _UNSET:
+        node = self.memo[index] if index >= 0 else UNSET
+        if node is UNSET:
             raise Malformed(f"nothing is remembered under number {index}")
         self.stack.append(node)
 
@@ -184,7 +199,6 @@ class Machine:
     def call(self, function: Node, arguments: Node) -> None:
         """Push what a call stands for: what its constructor makes of it, or a record of it."""
         if type(function) is Global and function.constructor is not None and type(arguments) is tuple:
-            # A constructor may look at each element of an argument, so a shared one is paid for each time.
             node = self._construct(function, arguments)
             if node is not NotImplemented:
                 self.push(node)
@@ -196,6 +210,10 @@ class Machine:
         for each in arguments:
             if type(each) in _SIZED:
                 self._work_left -= len(each)
+            if type(each) is tuple:  # perhaps the arguments of another constructor
+                for inner in each:
+                    if type(inner) in _SIZED:
+                        self._work_left -= len(inner) * (_SHARD if type(inner) is list else 1)
         if self._work_left < 0:
             raise Refused("the pickle uses the same data more often than its size explains", where=self.where)
         try:
@@ -231,7 +249,7 @@ class Machine:
 
     def _check_key(self, key: Node) -> None:
         kind = type(key)
-        if kind in _SAFE_KEYS or (kind is int and -_SMALL <= key < _SMALL):
+        if kind in _SAFE_KEYS or (kind is int and -_SMALL <= key < _SMALL) or kind.__hash__ is _BY_IDENTITY:
             return
         if kind is tuple:
             if len(key) > 16 or any(type(part) not in _KEY_PARTS for part in key):
@@ -262,10 +280,12 @@ class Machine:
 
 
 _SIZED = {dict, list, tuple, str, bytes, bytearray}
+_SHARD = 50  # what it costs to put a shard of a tensor in its place, in elements that are looked at
 _SMALL = 1 << 31
 _OWN_HASH = 1 << 60
 # Python hashes text and bytes with a secret, records by their address, small integers to no one's harm.
-_SAFE_KEYS = {str, bytes, bool, type(None), Global, Call}
+_BY_IDENTITY: object = object.__hash__
+_SAFE_KEYS = {str, bytes, bool, type(None)}
 _KEY_PARTS = {str, bytes, bool, type(None), int, float}
 
 

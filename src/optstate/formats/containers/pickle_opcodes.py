@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from optstate.errors import Damaged, ReadError, Refused
-from optstate.formats.containers.pickle_machine import Machine, Malformed, Node
+from optstate.formats.containers.pickle_machine import UNSET, Machine, Malformed, Node
 from optstate.text import safe_text
 
 OPCODES = 20_000_000
@@ -49,8 +49,8 @@ class Tape:
         self.limit = len(self.data)
 
 
-def run(data: bytes, machine: Machine, at: int = 0) -> tuple[Node, int]:
-    """What the pickle at byte `at` describes, and the byte behind its STOP.
+def run(data: bytes, machine: Machine, at: int = 0, most: int = OPCODES) -> tuple[Node, int]:
+    """What the pickle at byte `at` describes, and the byte behind its STOP; it may have `most` opcodes.
 
     Raises `Damaged` with the byte where it stops making sense, `Refused` when it asks for too much or for what
     must not be done.
@@ -58,7 +58,7 @@ def run(data: bytes, machine: Machine, at: int = 0) -> tuple[Node, int]:
     tape = Tape(data)
     plain, with_argument = _PLAIN, _WITH_ARGUMENT
     try:
-        for _ in range(OPCODES):
+        for _ in range(most):
             if at >= tape.limit:
                 tape.leave_frame(at)
             opcode = data[at]
@@ -75,7 +75,7 @@ def run(data: bytes, machine: Machine, at: int = 0) -> tuple[Node, int]:
     raise Refused(
         "the pickle is longer than any checkpoint's",
         where=machine.where,
-        expected=f"at most {OPCODES:,} opcodes",
+        expected=f"at most {most:,} opcodes",
     )
 
 
@@ -144,7 +144,7 @@ def _reduce(m: Machine) -> None:
 
 def _new(m: Machine) -> None:
     arguments = m.stack.pop()
-    m.record(m.stack.pop(), arguments)
+    m.call(m.stack.pop(), arguments)
 
 
 def _new_with_keywords(m: Machine) -> None:
@@ -237,7 +237,7 @@ _PLAIN_OPCODES: dict[bytes, tuple[str, Plain]] = {
     b"\x93": ("STACK_GLOBAL", _stack_global),
     b"\x94": ("MEMOIZE", lambda m: m.put(len(m.memo))),
     b"Q": ("BINPERSID", lambda m: m.push(m.resolve(m.stack.pop()))),
-    b"P": ("PERSID", _refused("has a persistent id as text, which torch never writes")),
+    b"P": ("PERSID", _refused("has a persistent id as text, which not even torch can read back")),
     b"\x82": ("EXT1", _BY_NUMBER),
     b"\x83": ("EXT2", _BY_NUMBER),
     b"\x84": ("EXT4", _BY_NUMBER),
@@ -263,14 +263,33 @@ def _number(format: str, use: Callable[[Machine, Node], None]) -> WithArgument:
     return handler
 
 
-def _byte(use: Callable[[Machine, int], None]) -> WithArgument:
-    """A number from 0 to 255."""
+# The next three are half of what a pickle of tensors is made of, so they do without a further call.
 
-    def handler(m: Machine, tape: Tape, at: int) -> int:
-        use(m, tape.data[at])
-        return at + 1
 
-    return handler
+def _push_byte(m: Machine, tape: Tape, at: int) -> int:
+    m.stack.append(tape.data[at])
+    return at + 1
+
+
+def _get_byte(m: Machine, tape: Tape, at: int) -> int:
+    node = m.memo[tape.data[at]]
+    if node is UNSET:
+        raise Malformed(f"nothing is remembered under number {tape.data[at]}")
+    m.stack.append(node)
+    return at + 1
+
+
+def _put_wide(m: Machine, tape: Tape, at: int) -> int:
+    (index,) = _unpack_wide(tape.data, at)
+    memo = m.memo
+    if index == len(memo):
+        memo.append(m.stack[-1])
+    else:
+        m.put(index)
+    return at + 4
+
+
+_unpack_wide = struct.Struct("<I").unpack_from
 
 
 def _sized(width: int, decode: Callable[[bytes], Node]) -> WithArgument:
@@ -378,7 +397,7 @@ _ARGUMENT_OPCODES: dict[bytes, tuple[str, WithArgument]] = {
     b"L": ("LONG", _line(_digits, _push)),
     b"F": ("FLOAT", _line(float, _push)),
     b"J": ("BININT", _number("<i", _push)),
-    b"K": ("BININT1", _byte(_push)),
+    b"K": ("BININT1", _push_byte),
     b"M": ("BININT2", _number("<H", _push)),
     b"G": ("BINFLOAT", _number(">d", _push)),
     b"\x8a": ("LONG1", _sized(1, _wide)),
@@ -395,11 +414,11 @@ _ARGUMENT_OPCODES: dict[bytes, tuple[str, WithArgument]] = {
     b"\x8e": ("BINBYTES8", _sized(8, bytes)),
     b"\x96": ("BYTEARRAY8", _sized(8, bytes)),
     b"g": ("GET", _line(_digits, Machine.get)),
-    b"h": ("BINGET", _byte(Machine.get)),
+    b"h": ("BINGET", _get_byte),
     b"j": ("LONG_BINGET", _number("<I", Machine.get)),
     b"p": ("PUT", _line(_digits, Machine.put)),
-    b"q": ("BINPUT", _byte(Machine.put)),
-    b"r": ("LONG_BINPUT", _number("<I", Machine.put)),
+    b"q": ("BINPUT", _number("<B", Machine.put)),
+    b"r": ("LONG_BINPUT", _put_wide),
     b"c": ("GLOBAL", _global),
     b"i": ("INST", _instance),
     b"\x80": ("PROTO", _protocol),

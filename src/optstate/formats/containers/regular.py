@@ -33,20 +33,23 @@ class ByteSource:
     with the part of the file that a window shows, safe to print.
     """
 
-    def __init__(self, file: _OpenFile, start: int, size: int, name: str) -> None:
+    def __init__(
+        self, file: _OpenFile, start: int, size: int, name: str, check: Callable[[bytes], None] | None = None
+    ) -> None:
         self.path = file.path
         self.size = size
         self.name = name
         self._file = file
         self._start = start
+        self._check = check
 
-    def window(self, start: int, length: int, label: str) -> ByteSource:
+    def window(self, start: int, length: int, label: str, check: Callable[[bytes], None] | None = None) -> ByteSource:
         """`length` bytes from `start` as a source of their own, such as a file stored inside an archive.
 
-        Raises `Damaged` when they are not all there.
+        `check` sees them whenever all are read at once, and may raise. Raises `Damaged` when they are not all there.
         """
         self._check_range(start, length)
-        return ByteSource(self._file, self._start + start, length, f"{self.name}, {safe_text(label)}")
+        return ByteSource(self._file, self._start + start, length, f"{self.name}, {safe_text(label)}", check)
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`.
@@ -55,7 +58,10 @@ class ByteSource:
         bytes that the file does not have; `ReadError` when the system cannot read them.
         """
         self._check_range(offset, length)
-        return self._file.read(self._start + offset, length)
+        raw = self._file.read(self._start + offset, length)
+        if self._check is not None and length == self.size:
+            self._check(raw)
+        return raw
 
     def load(self, offset: int, length: int, digest: Callable[[memoryview], object]) -> np.ndarray[Any, Any]:
         """As `read`, as an array of bytes in new memory; `digest` sees them in pieces, while they are in cache."""
@@ -86,6 +92,7 @@ class _OpenFile:
         self._descriptor = descriptor
         finalize(self, os.close, descriptor)
         self.status = os.fstat(descriptor)
+        self._stamp = _stamp(self.status)
 
     def read(self, offset: int, length: int) -> bytes:
         return self._unchanged(partial(self._pread, offset, length), offset, length)
@@ -96,7 +103,7 @@ class _OpenFile:
     def _unchanged(self, read: Callable[[], Bytes], offset: int, length: int) -> Bytes:
         try:
             raw = read()
-            changed = len(raw) != length or _stamp(os.fstat(self._descriptor)) != _stamp(self.status)
+            changed = len(raw) != length or _stamp(os.fstat(self._descriptor)) != self._stamp
         except OSError as error:
             name = safe_text(self.path)
             raise ReadError(f"the system cannot read {name}: {error.strerror}", found=f"byte {offset}") from error
@@ -129,17 +136,17 @@ def _stamp(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def open_regular(path: Path) -> ByteSource:
+def open_regular(path: Path, *, typed: bool = False) -> ByteSource:
     """The file at `path`, which may be a symbolic link, open for reading by position.
 
-    Raises `NotACheckpoint` for anything but a regular file, at once also for a pipe that nobody writes to, and
+    Where a person typed the path, a missing file is reported with the names beside it that are close. Raises `NotACheckpoint` for anything but a regular file, at once also for a pipe that nobody writes to, and
     for a missing or empty file; `ReadError` when the system refuses.
     """
     try:
         # Without O_NONBLOCK opening a pipe waits for a writer, maybe for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        raise _missing(path) from None
+        raise missing(path, typed=typed) from None
     except ValueError:
         raise NotACheckpoint(f"{safe_text(path)!r} is no path", todo="a path holds no NUL character") from None
     except OSError as error:
@@ -189,18 +196,21 @@ def _irregular(path: Path, kind: str) -> NotACheckpoint:
     )
 
 
-def _missing(path: Path) -> NotACheckpoint:
+def missing(path: Path, *, typed: bool = False) -> NotACheckpoint:
+    """The error for a file that is not there; `typed` as for `open_regular`."""
+    what = f"there is no file {safe_text(path)}"
+    if path.is_symlink():
+        gone = "a symbolic link to something that is not there"
+        return NotACheckpoint(what, found=gone, todo="bring back what the link leads to, or name the checkpoint itself")
+    if not typed:
+        return NotACheckpoint(what, todo="it was not copied, or never written: look where the checkpoint came from")
     return NotACheckpoint(
-        f"there is no file {safe_text(path)}",
-        found=_neighbours(path),
-        todo="check the path; a relative one starts at the current directory",
+        what, found=_neighbours(path), todo="check the path; a relative one starts at the current directory"
     )
 
 
 def _neighbours(path: Path) -> str | None:
-    """What there is instead of a missing file: names beside it that are close, out of at most a thousand."""
-    if path.is_symlink():
-        return "a symbolic link to something that is not there"
+    """Names beside a missing file that are close, out of at most a thousand."""
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for entry in islice(entries, 1000)]

@@ -129,7 +129,10 @@ class StoredTensor:
 
         elements, itemsize = prod(self.shape), self._itemsize
         if elements == 0:
-            return self._values(b"").reshape(self.shape)
+            try:
+                return self._values(b"").reshape(self.shape)
+            except ValueError:  # numpy multiplies the other lengths all the same
+                raise Refused(f"no array has the shape {list(self.shape)}", where=self.record.where) from None
         span = _span(self.shape, self.stride)
         if elements > span and elements * itemsize > EXPANDED_LIMIT:
             raise Refused(

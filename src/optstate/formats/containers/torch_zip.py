@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from optstate.errors import Damaged, NewerFormat, NotACheckpoint, Refused
-from optstate.formats.containers.constructors import CONSTRUCTORS, Storage, known_global, storage_dtype
-from optstate.formats.containers.pickle_machine import Global, Machine, Node
+from optstate.formats.containers.constructors import CONSTRUCTORS
+from optstate.formats.containers.persistent import Storages
+from optstate.formats.containers.pickle_machine import Machine, Node
 from optstate.formats.containers.pickle_opcodes import run
-from optstate.formats.containers.pickled import Pickled
-from optstate.formats.containers.zip_archive import ZipArchive
-from optstate.state.tensors import DTYPES
-from optstate.text import count, listing, safe_text, size
-
-PICKLE_LIMIT = 1 << 28
-"""Bytes of the longest pickle that is read; one that describes 100,000 tensors has 10 MB."""
+from optstate.formats.containers.pickled import Pickled, check_end, check_length, clues_on_calls, notes_on_calls
+from optstate.formats.containers.storages import Storage
+from optstate.formats.containers.zip_archive import ZipArchive, ZipRecord
+from optstate.text import count, listing, safe_text
 
 FORMAT_VERSION = "1"
 """The `.format_version` that torch writes, where it writes one."""
+
+
+def is_torch_zip(archive: ZipArchive) -> bool:
+    """Whether an archive is meant as a file of torch: it has a pickle in a folder, its first member as a rule."""
+    return any(name.endswith("/data.pkl") for name in archive.members)
 
 
 def read_torch_zip(archive: ZipArchive) -> Pickled:
@@ -27,19 +30,13 @@ def read_torch_zip(archive: ZipArchive) -> Pickled:
     source = archive.source
     folder = _folder(archive)
     pickle = archive.record(f"{folder}/data.pkl")
-    if pickle.nbytes > PICKLE_LIMIT:
-        raise Refused(
-            f"the pickle in {source.name} takes {size(pickle.nbytes)}",
-            expected=f"at most {size(PICKLE_LIMIT)}: tensors lie beside the pickle, not in it",
-            todo="save large data that is no tensor in a file of its own",
-        )
-    storages = _Storages(archive, folder, _big_endian(archive, folder))
+    check_length(source.name, pickle.nbytes)
+    storages = _ZipStorages(archive, folder)
     machine = Machine(storages.resolve, CONSTRUCTORS, pickle.where, pickle.nbytes)
     root, end = run(pickle.read(0, pickle.nbytes), machine)
-    if end != pickle.nbytes:
-        behind = count(pickle.nbytes - end, "byte")
-        raise Refused("something hides behind the end of the pickle", where=pickle.where, found=behind)
-    return Pickled(root, source, "torch zip", [*notes_on_calls(machine), *_notes_on_checksums(archive)])
+    check_end(pickle.where, end, pickle.nbytes)
+    notes = [*notes_on_calls(machine), *_notes_on_checksums(archive)]
+    return Pickled(root, source, "torch zip", notes, clues_on_calls(machine))
 
 
 def _folder(archive: ZipArchive) -> str:
@@ -90,51 +87,29 @@ def _big_endian(archive: ZipArchive, folder: str) -> bool:
     return order == "big"
 
 
-class _Storages:
-    """What the persistent ids of a file stand for, one `Storage` for each."""
+class _ZipStorages(Storages):
+    """The storages of an archive: members beside the pickle."""
 
-    def __init__(self, archive: ZipArchive, folder: str, swap: bool) -> None:
+    def __init__(self, archive: ZipArchive, folder: str) -> None:
+        super().__init__(swap=_big_endian(archive, folder))
         self._archive = archive
         self._prefix = f"{folder}/data/"
-        self._swap = swap
-        self._known: dict[str, tuple[Storage, int]] = {}
 
     def resolve(self, identity: Node) -> Storage:
         """The storage of ("storage", class, key, location, number of elements). Raises `ValueError`."""
         if type(identity) is not tuple or len(identity) != 5 or identity[0] != "storage":
             raise ValueError("a persistent id that is no storage")
         _, kind, key, _, elements = identity
-        if type(key) is not str or type(elements) is not int:
-            raise ValueError("a storage whose key or length is none")
-        dtype = storage_dtype(kind)
-        if key not in self._known:
-            self._known[key] = self._storage(key, dtype, elements), elements
-        storage, length = self._known[key]
-        if (storage.dtype, length) != (dtype, elements):
-            raise ValueError(f"storage {safe_text(key, 40)} with two types or lengths")
-        return storage
+        return self.get(kind, key, elements)
 
-    def _storage(self, key: str, dtype: str | None, elements: int) -> Storage:
+    def find(self, key: str, nbytes: int | None) -> ZipRecord:
         name = self._prefix + key
         if name not in self._archive.members:
             raise ValueError(f"storage {safe_text(key, 40)}, which the archive does not hold")
         record = self._archive.record(name)
-        width = 1 if dtype is None else DTYPES.get(dtype, (None,))[0]
-        if width is not None and elements * width != record.nbytes:
-            raise ValueError(
-                f"storage {safe_text(key, 40)} of {elements * width} bytes, where the archive holds {record.nbytes}"
-            )
-        return Storage(record, dtype, self._swap)
-
-
-def notes_on_calls(machine: Machine) -> list[str]:
-    """What a pickle would have called and imported, and was not."""
-    called = {str(call.function): None for call in machine.calls if type(call.function) is Global}
-    named = [str(found) for found in machine.globals.values() if not known_global(found) and str(found) not in called]
-    return [
-        *([f"not called: {listing(called)}"] if called else []),
-        *([f"not imported: {listing(named)}"] if named else []),
-    ]
+        if nbytes not in (None, record.nbytes):
+            raise ValueError(f"storage {safe_text(key, 40)} of {nbytes} bytes, where the archive holds {record.nbytes}")
+        return record
 
 
 def _notes_on_checksums(archive: ZipArchive) -> list[str]:

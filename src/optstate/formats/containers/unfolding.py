@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from optstate.formats.containers.pickle_machine import Call, Node
+from optstate.formats.containers.records import Config, Plain
 from optstate.text import safe_text
 
 DEPTH = 100
@@ -50,13 +51,13 @@ def _children(node: Node) -> Iterator[Node]:
         # A key can be a record with content of its own.
         yield from (key for key in node if type(key) is Call)
         yield from node.values()
-    elif type(node) is Call:
+    elif isinstance(node, Call):
         yield from (node.function, node.arguments, node.state, node.items)
     else:
         yield from node
 
 
-_CONTAINERS = {dict, list, tuple, Call}
+_CONTAINERS = {dict, list, tuple, Call, Config, Plain}
 
 
 class _Visit:

@@ -179,7 +179,7 @@ def _checkpoint(path: Path, body: Body, sources: Mapping[str, ByteSource], notes
         weights=weights,
         aliases={entry.name: entry.aliases for entry in body.weights if entry.aliases},
         objects={name: value(entry.state) for name, entry in body.objects.items()},
-        object_classes={name: entry.class_name for name, entry in body.objects.items()},
+        object_classes={name: entry.class_name for name, entry in body.objects.items() if entry.class_name is not None},
         notes=notes,
     )
 
@@ -189,7 +189,8 @@ def _optimizer(entry: OptimizerEntry, value: Decode) -> OptimizerInfo:
         Group(entry.name, index, {key: value(item) for key, item in group.hyperparameters.items()}, group.parameters)
         for index, group in enumerate(entry.groups)
     ]
-    return OptimizerInfo(entry.name, entry.class_name, tuple(groups), entry.known)
+    about = entry.inferred, entry.alternatives, entry.ordered
+    return OptimizerInfo(entry.name, entry.class_name, tuple(groups), entry.known, *about)
 
 
 def _parameter(entry: ParameterEntry, optimizers: Mapping[str, OptimizerInfo], value: Decode) -> FrozenParameter:
@@ -205,6 +206,7 @@ def _parameter(entry: ParameterEntry, optimizers: Mapping[str, OptimizerInfo], v
         group=entry.group,
         aliases=entry.aliases,
         trainable=entry.trainable,
+        candidates=entry.candidates,
     )
     slots = {
         slot.key: Slot(entry.name, slot.key, slot.role, value(slot.value), slot.convention, slot.of, slot.primary)

@@ -97,6 +97,7 @@ class ParameterEntry(_Strict, frozen=True):
     dtype: str | None = None
     trainable: bool | None = None
     aliases: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
     slots: tuple[SlotEntry, ...] = ()
     absences: dict[Role, Absence] = {}
 
@@ -123,18 +124,26 @@ class GroupEntry(_Strict, frozen=True):
 
 
 class OptimizerEntry(_Strict, frozen=True):
-    """An optimizer; `known` says whether the registry described its class when it was saved."""
+    """An optimizer; `known` says whether the registry described its class when it was saved.
+
+    Where another program's file was converted, which may not say the class, `inferred` marks one deduced from what the
+    optimizer keeps, with the `alternatives` that keep the same; without any the class is null. `ordered` is false where
+    that file had parameters in another order than the program.
+    """
 
     name: str
-    class_name: str = field(name="class")
+    class_name: str | None = field(name="class")
     known: bool
     groups: tuple[GroupEntry, ...]
+    inferred: bool = False
+    alternatives: tuple[str, ...] = ()
+    ordered: bool = True
 
 
 class ObjectEntry(_Strict, frozen=True):
-    """The state of an object, as its `state_dict` gave it."""
+    """The state of an object, as its `state_dict` gave it; the class is null where a converted file does not say it."""
 
-    class_name: str = field(name="class")
+    class_name: str | None = field(name="class")
     state: Tree
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from optstate.errors import Damaged, Refused
+from optstate.formats.containers.assembled import Assembled, Piece, uncovered
 from optstate.formats.containers.regular import ByteSource
 from optstate.formats.containers.stored_tensor import MAX_RANK, StoredTensor, row_major
 from optstate.formats.ours.manifest import Chunk, TensorEntry, WeightEntry, digest_of
-from optstate.state.tensors import DTYPES, array_blocks, new_bytes, numpy_dtype
+from optstate.state.tensors import DTYPES, new_bytes
 from optstate.text import safe_text
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ class OwnTensor:
 
     def array(self) -> np.ndarray[Any, Any]:
         """The values, with the strides that they were saved with. Raises `Damaged`, which names this tensor."""
-        pieces = self._pieces()
-        whole = pieces[0].array() if len(pieces) == 1 else self._assembled()
+        whole = self._whole().array()
         if self.stride is None:
             return whole
         import numpy as np
@@ -111,15 +111,14 @@ class OwnTensor:
         return laid_out
 
     def blocks(self) -> Iterator[np.ndarray[Any, Any]]:
-        """The values in row-major order; a tensor in several chunks is read whole first. Raises as `array` does."""
-        pieces = self._pieces()
-        return pieces[0].blocks() if len(pieces) == 1 else array_blocks(self._assembled())
+        """The values in row-major order. Raises as `array` does."""
+        return self._whole().blocks()
 
     def item(self) -> bool | int | float | complex:
         """The value of a tensor with a single element. Raises `Refused` for any other."""
         if prod(self.shape) != 1:
             raise Refused(f"{safe_text(self.name)} is not a single number", found=f"shape {list(self.shape)}")
-        return next(piece.item() for piece in self._pieces() if prod(piece.shape))
+        return self._whole().item()
 
     def verify(self) -> None:
         """Read every byte without keeping any. Raises `Damaged`, which names this tensor."""
@@ -132,14 +131,12 @@ class OwnTensor:
             StoredTensor(record, self.dtype, 0, record.chunk.shape, row_major(record.chunk.shape)) for record in records
         ]
 
-    def _assembled(self) -> np.ndarray[Any, Any]:
-        import numpy as np
-
-        whole = np.zeros(self.shape, numpy_dtype(self.dtype))
-        for chunk, piece in zip(self._entry.chunks, self._pieces(), strict=True):
-            block = tuple(slice(start, start + length) for start, length in zip(chunk.start, chunk.shape, strict=True))
-            whole[block] = piece.array()
-        return whole
+    def _whole(self) -> StoredTensor | Assembled:
+        pieces = self._pieces()
+        if len(pieces) == 1:
+            return pieces[0]
+        starts = [chunk.start for chunk in self._entry.chunks]
+        return Assembled(self.name, self.dtype, self.shape, map(Piece, starts, pieces))
 
     def __repr__(self) -> str:
         return f"{self.dtype} {list(self.shape)} {safe_text(self.name)}"
@@ -159,8 +156,12 @@ def _check_geometry(name: str, entry: TensorEntry, sources: Mapping[str, ByteSou
             raise ValueError(f"a chunk of {safe_text(name)} has {chunk.nbytes} bytes for shape {list(chunk.shape)}")
         if chunk.offset + chunk.nbytes > sources[chunk.file].size:
             raise ValueError(f"a chunk of {safe_text(name)} ends behind its file")
-    if sum(prod(chunk.shape) for chunk in entry.chunks) != prod(shape):
-        raise ValueError(f"the chunks of {safe_text(name)} do not add up to its shape {list(shape)}")
+    try:
+        missing = uncovered(shape, [(chunk.start, chunk.shape) for chunk in entry.chunks if prod(chunk.shape)])
+    except ValueError as error:
+        missing = str(error)
+    if missing:
+        raise ValueError(f"the chunks of {safe_text(name)} do not add up to its shape {list(shape)}: {missing}")
     if entry.stride is not None and not is_dense(shape, entry.stride):
         raise ValueError(f"strides {list(entry.stride)} of {safe_text(name)} do not fit its shape {list(shape)}")
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import struct
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite, prod
-from typing import TYPE_CHECKING, Any, TypeAlias
+from math import isfinite
+from typing import Any, TypeAlias
 
-from optstate.errors import Refused, Unsaveable
+from optstate.errors import Unsaveable
+from optstate.formats.containers.sparse import SparseRef
 from optstate.formats.ours import nodes
 from optstate.formats.ours.nodes import Node, Tree
-from optstate.state.tensors import DTYPES, TensorRef, array_blocks
-from optstate.text import safe_text, size
-
-if TYPE_CHECKING:
-    import numpy as np
+from optstate.state.tensors import DTYPES, TensorRef
+from optstate.text import safe_text
 
 DEPTH = 100
 """Levels that a tree may have; a value that contains itself has more."""
@@ -259,52 +257,3 @@ class ArrayRef:
 
     def __str__(self) -> str:
         return f"numpy {self.tensor.dtype} {list(self.tensor.shape)}"
-
-
-@dataclass(frozen=True, slots=True)
-class SparseRef:
-    """A sparse COO tensor in a file; satisfies `TensorRef` with its dense values.
-
-    `indices` has one row per sparse dimension, `values` one entry per column of it. Where `coalesced` is
-    False an index may occur several times, and its values add up.
-    """
-
-    indices: TensorRef
-    values: TensorRef
-    shape: tuple[int, ...]
-    coalesced: bool
-
-    DENSE_LIMIT = 1 << 34  # bytes: a file can claim any shape
-
-    @property
-    def dtype(self) -> str:
-        return self.values.dtype
-
-    def array(self) -> np.ndarray[Any, Any]:
-        """The dense values. Raises `Refused` for more than `DENSE_LIMIT` bytes, or indices outside the shape."""
-        import numpy as np
-
-        nbytes = prod(self.shape) * DTYPES[self.dtype][0]
-        if nbytes > self.DENSE_LIMIT:
-            raise Refused(
-                f"a sparse tensor of shape {list(self.shape)} would take {size(nbytes)} as a dense array",
-                expected=f"at most {size(self.DENSE_LIMIT)}",
-                todo="read its .indices and .values instead",
-            )
-        where, values = self.indices.array(), self.values.array()
-        sizes = np.asarray(self.shape[: len(where)], np.int64).reshape(-1, 1)
-        if ((where < 0) | (where >= sizes)).any():
-            raise Refused("a sparse tensor has indices outside its shape", found=f"shape {list(self.shape)}")
-        dense = np.zeros(self.shape, values.dtype)
-        if self.coalesced:
-            dense[tuple(where)] = values
-        else:
-            np.add.at(dense, tuple(where), values)
-        return dense
-
-    def blocks(self) -> Iterator[np.ndarray[Any, Any]]:
-        return array_blocks(self.array())
-
-    def item(self) -> bool | int | float | complex:
-        number: bool | int | float | complex = self.array().item()
-        return number

@@ -1,0 +1,220 @@
+"""`--model FILE:FUNCTION`: the program's own model and optimizer, to know parameters by identity. This runs its code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import module_from_spec, spec_from_file_location
+from inspect import Parameter, signature
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from optstate.cli.terminal import tell
+from optstate.errors import OptstateError
+from optstate.formats.checkpoint import Checkpoint
+from optstate.text import listing, safe_text
+
+if TYPE_CHECKING:
+    from optstate.live.weights import Weight
+    from optstate.state.parameter import ParameterFacts
+
+model_option = click.option(
+    "--model",
+    "factory",
+    metavar="FILE:FUNCTION",
+    help="Imports torch and runs FUNCTION of your FILE, which returns (model, optimizer).",
+)
+"""The option of a command that can use the live program; its value goes to `built`."""
+
+_RETURNS = "a model, (model, optimizer), or an object with .model and .optimizer"
+
+
+class Built(NamedTuple):
+    """What a factory made: the model; the optimizer or optimizers by name, None without; the scheduler, None without."""
+
+    model: Any
+    optimizer: Any
+    scheduler: Any = None
+
+
+def built(factory: str) -> Built:
+    """Run the factory that `FILE:FUNCTION` names, and say on standard error that its code runs.
+
+    What it prints goes to standard error. Raises `OptstateError` for a file or function that is not there, for whatever
+    it raises, and for what it returns that is no model.
+    """
+    path, name = _split(factory)
+    tell(f"--model imports torch and runs {safe_text(name)}() of {safe_text(path)}")
+    try:
+        import torch
+    except ImportError as error:
+        raise OptstateError(
+            "--model needs torch, which is not installed here",
+            found=safe_text(error),
+            todo="pip install 'optstate[torch]', or leave --model out",
+        ) from None
+    with _at_home(path):
+        module = _import(path)
+        function = _function(module, path, name)
+        made = _run(function, path, f"{name}() of {safe_text(path)} failed")
+    return _sorted_out(made, torch, f"{safe_text(path)}:{safe_text(name)}")
+
+
+def pinned(checkpoint: Checkpoint, made: Built) -> Checkpoint:
+    """The checkpoint with the names that a program gives to its positions. Raises `BindError` where the two do not fit."""
+    from optstate.formats.pin import pin, pin_in_order
+
+    if made.optimizer is not None:
+        from optstate.live.view import attach
+
+        return pin(checkpoint, attach(made.optimizer, made.model))
+    from optstate.live.weights import live_weights
+
+    parameters = [weight for weight in live_weights(made.model).values() if weight.kind == "parameter"]
+    return pin_in_order(checkpoint, [_facts(weight) for weight in parameters])
+
+
+def named_by(checkpoint: Checkpoint, made: Built) -> Checkpoint:
+    """The checkpoint with the names of the program, where it does not have them itself."""
+    own = all(parameter.facts.certainty == "file" for parameter in checkpoint.state.values())
+    return checkpoint if own else pinned(checkpoint, made)
+
+
+def _facts(weight: Weight) -> ParameterFacts:
+    from optstate.state.parameter import ParameterFacts
+
+    tensor = weight.tensor
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return ParameterFacts(
+        weight.name, "rule", tuple(tensor.shape), dtype, "", 0, weight.aliases, trainable=tensor.requires_grad
+    )
+
+
+def _split(factory: str) -> tuple[Path, str]:
+    file, colon, name = factory.rpartition(":")
+    path = Path(file)
+    if not colon or not name.isidentifier():
+        raise OptstateError(
+            f"{safe_text(factory)!r} names no function of a file",
+            expected="--model FILE:FUNCTION, such as --model train.py:build",
+        )
+    if not path.is_file():
+        raise OptstateError(
+            f"there is no file {safe_text(path)} to take {safe_text(name)} from",
+            where="--model",
+            todo="check the path; a relative one starts at the current directory",
+        )
+    return path, name
+
+
+@contextmanager
+def _at_home(path: Path) -> Iterator[None]:
+    """As `python FILE` would have it: modules beside the file can be imported. Standard output stays ours."""
+    home = str(path.resolve().parent)
+    sys.path.insert(0, home)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.path.remove(home)
+
+
+def _import(path: Path) -> ModuleType:
+    name = f"_optstate_model_{path.stem}"
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise OptstateError(f"{safe_text(path)} is no Python file", where="--model", expected="a file that ends in .py")
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and pickle look for the classes of a module
+    loader = spec.loader
+    _run(lambda: loader.exec_module(module), path, f"{safe_text(path)} cannot be imported")
+    return module
+
+
+def _function(module: ModuleType, path: Path, name: str) -> Callable[[], object]:
+    function: Callable[[], object] | None = getattr(module, name, None)
+    if function is None or not callable(function):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        raise OptstateError(
+            f"{safe_text(path)} has no function {safe_text(name)!r}",
+            found=f"it defines {listing(key for key in own if not key.startswith('_'))}" if own else "it defines none",
+            todo=f"write one that takes nothing and returns {_RETURNS}",
+        )
+    arguments = _arguments(function)
+    if arguments:
+        raise OptstateError(
+            f"{safe_text(name)} of {safe_text(path)} takes arguments",
+            expected="a function that can be called without any",
+            found=f"{safe_text(name)} needs {listing(arguments)}",
+            todo=f"write one that calls it: def build(): return {safe_text(name)}(...)",
+        )
+    return function
+
+
+def _arguments(function: Callable[..., object]) -> list[str]:
+    """The arguments without which a function cannot be called; none where it does not tell."""
+    try:
+        parameters = signature(function).parameters.values()
+    except ValueError:
+        return []
+    return [each.name for each in parameters if each.default is each.empty and each.kind not in (_ANY, _ANY_BY_NAME)]
+
+
+_ANY, _ANY_BY_NAME = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
+
+
+def _run(function: Callable[[], object], path: Path, what: str) -> object:
+    """Call code of the user. Whatever it raises, `SystemExit` of a script without a guard included, is told in one shape."""
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        frames = extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+        guard = 'put what the script does under `if __name__ == "__main__":`, so that importing it only defines'
+        raise OptstateError(
+            what,
+            where=f"{safe_text(path)}, line {lines[-1]}" if lines else None,
+            found=f"{type(error).__name__}: {safe_text(error)}",
+            todo=guard if isinstance(error, SystemExit) else "--debug prints the traceback",
+        ) from error
+
+
+def _sorted_out(made: object, torch: ModuleType, where: str) -> Built:
+    """Model, optimizer and scheduler out of what was returned, told apart by their types."""
+    if hasattr(made, "model") and not isinstance(made, torch.nn.Module):
+        parts: Sequence[object] = [made.model, getattr(made, "optimizer", None), getattr(made, "scheduler", None)]
+    else:
+        parts = list(made) if isinstance(made, (tuple, list)) else [made]
+    models = [part for part in parts if isinstance(part, torch.nn.Module)]
+    if len(models) != 1 or len(parts) > 3:
+        raise OptstateError(
+            "the factory of --model returned no model" if not models else "the factory of --model returned too much",
+            where=where,
+            expected=_RETURNS,
+            found=listing(type(part).__name__ for part in parts),
+        )
+    rest = [part for part in parts if part is not models[0] and part is not None]
+    optimizers = [part for part in rest if _steps(part)]
+    schedulers = [part for part in rest if not _steps(part)]
+    if len(optimizers) > 1 or len(schedulers) > 1:
+        raise OptstateError(
+            "the factory of --model returned parts that cannot be told apart",
+            where=where,
+            expected=f"{_RETURNS}; several optimizers as a list, or as a dict by name",
+            found=listing(type(part).__name__ for part in parts),
+        )
+    return Built(models[0], _by_name(*optimizers), *schedulers) if optimizers else Built(models[0], None, *schedulers)
+
+
+def _steps(part: object) -> bool:
+    """Whether a part is an optimizer, a wrapper of one, or several of them."""
+    return isinstance(part, (list, Mapping)) or hasattr(part, "param_groups")
+
+
+def _by_name(optimizer: object) -> object:
+    return {str(index): each for index, each in enumerate(optimizer)} if isinstance(optimizer, list) else optimizer
