@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all rare bench demo zoo docs build clean
+.PHONY: help setup check test test-all rare fuzz bench demo zoo docs build clean
 
 # The first Python on the path that is new enough.
 PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \

@@ -37,8 +37,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "PhiForCausalLM": {**LLAMA, "partial_rotary_factor": 1.0},
     "Phi3ForCausalLM": {**LLAMA, "pad_token_id": 0},
     "MixtralForCausalLM": {**LLAMA, "num_local_experts": 2},
-    "Qwen2MoeForCausalLM": {**LLAMA, "num_experts": 2, "moe_intermediate_size": 6, "shared_expert_intermediate_size": 6},
-    "Qwen3MoeForCausalLM": {**LLAMA, "head_dim": 4, "num_experts": 2, "moe_intermediate_size": 6},
+    "Qwen2MoeForCausalLM": {**LLAMA, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 12},
+    "Qwen3MoeForCausalLM": {**LLAMA, "head_dim": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8},
     "GPT2LMHeadModel": {"vocab_size": 32, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2},
     "GPT2ForSequenceClassification": {
         "vocab_size": 32, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "pad_token_id": 0,

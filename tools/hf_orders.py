@@ -72,10 +72,10 @@ def parameters(kind: str, name: str, options: dict[str, Any]) -> list[str]:
     import torch
     import transformers
 
-    config = _config(kind)
+    default = _config(kind)
     for option in options:
-        getattr(config, option)
-    config = type(config)(**{**config.to_dict(), **options}) if options else config
+        getattr(default, option)
+    config = _config(kind, **options)
     _shrink(config, 0)
     with torch.device("meta"):
         model = getattr(transformers, name)(config)
@@ -101,10 +101,10 @@ def as_saved(model: Any, names: Iterable[str]) -> list[str]:
     return [apply_renamings(name, [each for each in reverse if isinstance(each, WeightRenaming)]) for name in names]
 
 
-def _config(kind: str) -> Any:
+def _config(kind: str, **options: Any) -> Any:
     import transformers
 
-    return transformers.CONFIG_MAPPING[kind]()
+    return transformers.CONFIG_MAPPING[kind](**options)
 
 
 def _switches(kind: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optstate.formats.containers.pickle_machine import Node
+from optstate.formats.containers.pickle_machine import Global, Node
 from optstate.formats.containers.storages import Storage, storage_dtype
 from optstate.formats.containers.stored_tensor import Record
 from optstate.state.tensors import DTYPES
@@ -21,6 +21,7 @@ class Storages:
         self.lengths: dict[str, int] = {}
         self._swap = swap
         self._known: dict[str, Storage] = {}
+        self._types: dict[Global, tuple[str | None, int | None]] = {}
 
     def find(self, key: str, nbytes: int | None) -> Record:
         """The record of a key that has so many bytes; None where the size of its elements is not known.
@@ -36,10 +37,11 @@ class Storages:
         """
         if type(key) is not str or type(elements) is not int or elements < 0:
             raise ValueError("a storage whose key or length is none")
-        dtype = storage_dtype(kind)
+        if type(kind) is not Global:
+            raise ValueError("a storage whose class is none")
+        dtype, width = self._types.get(kind) or self._types.setdefault(kind, _type(kind))
         known = self._known.get(key)
         if known is None:
-            width = _width(dtype)
             record = self.find(key, None if width is None else elements * width)
             known = self._known[key] = Storage(record, dtype, self._swap)
             self.lengths[key] = elements
@@ -50,8 +52,9 @@ class Storages:
         return known
 
 
-def _width(dtype: str | None) -> int | None:
-    """Bytes of an element; an untyped storage counts bytes."""
+def _type(kind: Global) -> tuple[str | None, int | None]:
+    """The element type of a storage class, and its bytes; an untyped storage counts bytes."""
+    dtype = storage_dtype(kind)
     if dtype is None:
-        return 1
-    return DTYPES[dtype][0] if dtype in DTYPES else _QUANTISED.get(dtype)
+        return None, 1
+    return dtype, DTYPES[dtype][0] if dtype in DTYPES else _QUANTISED.get(dtype)

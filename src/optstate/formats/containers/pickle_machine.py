@@ -208,12 +208,13 @@ class Machine:
     def _construct(self, function: Global, arguments: tuple[Node, ...]) -> Node:
         # A constructor may look at each element of an argument, so a shared one is paid for each time.
         for each in arguments:
-            if type(each) in _SIZED:
-                self._work_left -= len(each)
             if type(each) is tuple:  # perhaps the arguments of another constructor
+                self._work_left -= len(each)
                 for inner in each:
                     if type(inner) in _SIZED:
                         self._work_left -= len(inner) * (_SHARD if type(inner) is list else 1)
+            elif type(each) in _SIZED:
+                self._work_left -= len(each)
         if self._work_left < 0:
             raise Refused("the pickle uses the same data more often than its size explains", where=self.where)
         try:

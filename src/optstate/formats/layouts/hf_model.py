@@ -20,8 +20,13 @@ from optstate.text import safe_text
 
 MODELS = ("model.safetensors", "pytorch_model.bin", "pytorch_model_fsdp.bin")
 
-BUFFERS = ("inv_freq", "original_inv_freq", "masked_bias", "vera_A", "vera_B")
-"""Tensors that models save or saved, and that no optimizer trains."""
+BUFFERS = (
+    "inv_freq", "original_inv_freq", "masked_bias", "final_logits_bias", "e_score_correction_bias", "layer_scalar",
+    "empty_weight", "attn_mask_probs", "cluster_size", "cluster_usage", "embed_avg", "embed_sum", "inited", "initialized",
+    "latent_mean", "latent_std", "norm_mean", "norm_std", "slope_rate", "query_decay", "key_decay", "diagonal_decay",
+    "vera_A", "vera_B",
+)  # fmt: skip
+"""What models call tensors that they save, or saved once, and that no optimizer trains."""
 
 
 @dataclass(frozen=True, slots=True)

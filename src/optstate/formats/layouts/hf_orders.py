@@ -101,11 +101,12 @@ def _of(kind: str, orders: _Orders) -> list[tuple[str, ...]]:
 
 
 def _kinds(kind: str, version: str) -> frozenset[str]:
+    """The entries for a model type: of the version that is stated, or all of them."""
+    older = {number: f"{kind}@{number}" for number in range(CURRENT) if f"{kind}@{number}" in every_kind()}
     major = version.partition(".")[0]
-    older = f"{kind}@{major}"
-    if not major.isdecimal():
-        return frozenset([kind, *(each for each in every_kind() if each.startswith(f"{kind}@"))])
-    return frozenset([older if older in every_kind() else kind])
+    if not major.isdecimal() or len(major) > 4:
+        return frozenset([kind, *older.values()])
+    return frozenset([next((each for number, each in older.items() if number >= int(major)), kind)])
 
 
 @cache
