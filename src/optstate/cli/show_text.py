@@ -86,7 +86,7 @@ def next_command(checkpoint: Checkpoint, names: Sequence[str], *, values_shown: 
     with_slots = next((name for name in names if checkpoint.state[name].slots), None)
     if with_slots is None:
         return f"{elided}{show} --json   the same for programs"
-    if checkpoint.path.is_dir() and not stats_shown:
+    if checkpoint.format.startswith("optstate/") and not stats_shown:
         return f"{elided}optstate verify {quoted(checkpoint.path)}   is every byte as it was saved?"
     return f"{elided}{show} --values {quoted(with_slots)}   the first values of its slots"
 
