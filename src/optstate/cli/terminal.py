@@ -104,8 +104,8 @@ class Progressing:
     def at(self, done: int, total: int) -> None:
         """Say that `done` of `total` bytes are done."""
         if self._bar is None and paints(sys.stderr) and monotonic() >= self._due:
-            self._bar = _bar(self._label)
-        if self._bar is not None:
+            self._bar = _bar(self._label, done, total)
+        elif self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def __enter__(self) -> Self:
@@ -118,12 +118,13 @@ class Progressing:
             self._bar.stop()
 
 
-def _bar(label: str) -> Progress:
+def _bar(label: str, done: int, total: int) -> Progress:
+    """A bar on the terminal whose first picture shows how far it is."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task(label)
+    bar.add_task(label, completed=done, total=total)
     bar.start()
     return bar
