@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ _HEADER = ("SUBJECT", "SIZE", "OURS", "PEER", "LIMIT", "÷ PEER", "÷ LIMIT", "P
 def main() -> None:
     """Run the subjects asked for, print their table, and write the same figures as JSON."""
     arguments = _arguments()
+    # An installed package has its bytecode; where a machine writes none, a clone would be compiled in every child.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     arguments.dir.mkdir(parents=True, exist_ok=True)
     found: list[Row] = []
     for name in arguments.only or SUBJECTS:

@@ -55,8 +55,9 @@ def _row(subject: str, megabytes: int, paths: list[str], options: Options, *, co
         LIMIT: lambda: run("-m", "bench.reading").seconds,
     }
     times = take_turns(contenders, options.rounds(5))
-    targets = Target("to_limit", 2.5), Target("peak_mb", 200)  # 40 % of the speed of reading
-    return row(subject, f"2 × {megabytes} MB", times, *targets, peak_mb=median(peaks))
+    # 40 % of the speed at which the disk reads; what is in memory already, faster than torch.
+    speed = Target("to_limit", 2.5) if cold else Target("to_peer", 0.75)
+    return row(subject, f"2 × {megabytes} MB", times, speed, Target("peak_mb", 200), peak_mb=median(peaks))
 
 
 # The exit code says that they differ, which is no failure here.

@@ -108,7 +108,7 @@ class _Sums:
         self.nonfinite = [0, 0]
         self.max_abs = 0.0
         self.aa = self.bb = self.ab = self.dd = 0.0
-        self._scratch = Scratch(), Scratch(), Scratch()
+        self._scratch = Scratch(), Scratch()
 
     def add(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], unequal: int | None) -> None:
         """Add a pair of blocks; `unequal` of their elements differ, None where their types do."""
@@ -144,9 +144,10 @@ class _Sums:
             self.ab += square_a
             return
         self.ab += dot(a, b)
-        difference = np.subtract(a, b, out=self._scratch[2].memory(a.size))
+        # Into the memory of b, which is not needed any more: a third array would not fit into the cache.
+        difference = np.subtract(a, b, out=self._scratch[1].memory(a.size))
         self.dd += dot(difference, difference)
-        self.max_abs = max(self.max_abs, float(np.abs(difference, out=difference).max(initial=0.0)))
+        self.max_abs = max(self.max_abs, float(difference.max(initial=0.0)), -float(difference.min(initial=0.0)))
 
     def change(self) -> Change:
         larger = sqrt(max(self.aa, self.bb))

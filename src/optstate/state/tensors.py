@@ -37,9 +37,9 @@ DTYPES: Mapping[str, tuple[int, str]] = MappingProxyType(
     }
 )
 
-BLOCK = 1 << 16
-"""Elements per block when values are streamed: with a float64 copy they stay in the cache of one core, from reading
-to the last sum; larger ones cost twice the time."""
+BLOCK = 1 << 17
+"""Elements per block when values are streamed. Two of them with their float64 copies just fit into the cache of one core;
+smaller ones make threads hand Python's lock to each other more often than they compute."""
 
 
 class TensorRef(Protocol):

@@ -7,7 +7,8 @@ from pathlib import Path
 from struct import pack
 from typing import Any, NamedTuple
 
-from optstate.formats.containers.crc import running_crc
+from zlib_ng.zlib_ng import crc32
+
 from optstate.state.tensors import ALIGNMENT
 from optstate.store.commit import new_file
 from optstate.store.files import Buffer, Files
@@ -66,16 +67,16 @@ class _Archive:
         """Write a member of `nbytes` bytes."""
         full, start = f"{ROOT}/{name}".encode(), self._output.position
         self._output.write(_local_header(full, nbytes, start))
-        crc, written = running_crc(nbytes), 0
+        crc = written = 0
         for piece in pieces:
-            crc.update(memoryview(piece))
+            crc = crc32(piece, crc)
             written += len(piece)
             self._output.write(piece)
         if written != nbytes:
             raise ValueError(f"{written} bytes for a member of {nbytes}")
         large = nbytes >= _FULL
-        self._output.write(pack("<4sLQQ" if large else "<4sLLL", b"PK\x07\x08", crc.value, nbytes, nbytes))
-        self._members.append(_Member(full, start, nbytes, crc.value))
+        self._output.write(pack("<4sLQQ" if large else "<4sLLL", b"PK\x07\x08", crc, nbytes, nbytes))
+        self._members.append(_Member(full, start, nbytes, crc))
 
     def finish(self) -> None:
         """Write the directory and the records behind it."""

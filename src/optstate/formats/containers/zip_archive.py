@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from optstate.errors import Damaged, Refused
-from optstate.formats.containers.crc import running_crc
 from optstate.formats.containers.regular import ByteSource
 from optstate.formats.containers.zip_directory import Member, find_content, read_directory
 from optstate.text import listing, safe_text, size
@@ -100,22 +100,26 @@ class ZipRecord:
         """The whole content as an array of bytes in memory of its own. Raises `Damaged` when the CRC-32 does not fit."""
         if self._verified:
             return self._source.load(self.start, self.nbytes, lambda _: None)
-        crc = running_crc(self.nbytes)
-        raw = self._source.load(self.start, self.nbytes, crc.update)
-        self._check(crc.value)
+        crc = 0
+
+        def take(piece: memoryview) -> None:
+            nonlocal crc
+            crc = crc32(piece, crc)
+
+        raw = self._source.load(self.start, self.nbytes, take)
+        self._check(crc)
         return raw
 
     def pieces(self, piece: int = PIECE) -> Iterator[bytes]:
         """The whole content, `piece` bytes at a time; raises `Damaged` at its end when the CRC-32 does not fit."""
-        start, check = self.start, not self._verified
-        crc = running_crc(self.nbytes if check else 0)
+        start, crc, check = self.start, 0, not self._verified
         for offset in range(0, self.nbytes, piece):
             raw = self._source.read(start + offset, min(piece, self.nbytes - offset))
             if check:
-                crc.update(raw)
+                crc = crc32(raw, crc)
             yield raw
         if check:
-            self._check(crc.value)
+            self._check(crc)
 
     def verify(self) -> None:
         """Read everything once, in bounded memory, and check the CRC-32. Raises `Damaged`."""
