@@ -11,9 +11,15 @@ from optstate.text import count, listing, safe_text
 def about(
     code: str, names: Sequence[str], says: str, *, of: int = 0, where: str = "", fix: str | None = None
 ) -> Finding:
-    """A finding about parameters: how many of how many, what is said of them, and which they are."""
+    """A finding about parameters: how many of how many, what is said of them in the plural, and which they are."""
     number = f"{len(names):,} of {count(of, 'parameter')}" if of else count(len(names), "parameter")
+    if len(names) == 1:
+        verb, space, rest = says.partition(" ")
+        says = f"{_SINGULAR.get(verb, verb)}{space}{rest}"
     return Finding(code, f"{number} {says}: {listing(names)}", tuple(names), where, fix)
+
+
+_SINGULAR = {"have": "has", "are": "is", "count": "counts", "hold": "holds", "apply": "applies", "were": "was"}
 
 
 def places(slots: Iterable[tuple[str, str]]) -> str:
