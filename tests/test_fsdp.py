@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import optstate
 from optstate.errors import Damaged
 from optstate.formats.opening import open_checkpoint
 from tests import ranks
@@ -126,6 +127,7 @@ def test_full_dict_with_one_buffer_for_all_slots(written):
     for key, value in saved["0.0.weight"].items():
         assert entry[key].array().tobytes() == value.numpy().tobytes()
     assert entry["exp_avg"].value.identity == entry["exp_avg_sq"].value.identity
+    assert "M232" in [finding.code for finding in optstate.diagnose(path).findings]
 
 
 def test_full_dict_from_the_wrong_rank(written):

@@ -351,3 +351,15 @@ def mixed() -> Iterator[Scene | str]:
     model.bfloat16()
     yield Scene(optimizer, model)
     really(push(optimizer).state[model[0].weight]["momentum_buffer"].dtype == torch.float32)
+
+
+@specimen("M232", "state is gathered into one buffer before it is saved")
+def one_buffer() -> Iterator[Scene | str]:
+    """As FSDP1 does on the CPU: the slot that came last is in the place of all."""
+    model, optimizer = trained(AdamW)
+    state = taken(optimizer)
+    for entry in state["state"].values():
+        entry["exp_avg"] = entry["exp_avg_sq"]
+    yield Scene(saved(model, state))
+    optimizer.load_state_dict(torch.load("checkpoint.pt")["optimizer"])
+    really(not (optimizer.state[model[0].weight]["exp_avg"] < 0).any())

@@ -152,3 +152,11 @@ def names_of_the_trainable_only() -> State:
     model[0].bias.requires_grad_(False)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return contents(*trained(model=model), trainable=names)
+
+
+@fault("M232")
+def one_tensor_for_both_moments() -> State:
+    saved = adamw()
+    for entry in entries(saved):
+        entry["exp_avg"] = entry["exp_avg_sq"]
+    return saved

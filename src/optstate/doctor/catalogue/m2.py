@@ -412,4 +412,18 @@ CODES = (
         fix="Decide which type the moments shall have and convert all of them, or none, before training.",
         threads=("pytorch/pytorch#43706",),
     ),
+    Code(
+        code="M232",
+        name="slots-in-one-memory",
+        severity="error",
+        title="different slots of a parameter are one and the same tensor",
+        shown_by=("file",),
+        torch="silent",
+        cause="State was gathered into one buffer, each slot over the one before: FSDP1's `optim_state_dict` with "
+        "`use_orig_params=True` does so on the CPU (torch 2.13). Or an entry was built by hand of one tensor.",
+        effect="All but the last slot are lost: a momentum that is never negative, or a second moment that is. Loaded in "
+        "this form, the slots share their memory and each step writes one over the other.",
+        fix="Use an earlier checkpoint, or one that torch.distributed.checkpoint wrote (`FSDP.optim_state_dict` of type "
+        "SHARDED_STATE_DICT); this file has one of the slots only. Reset the state of these parameters otherwise.",
+    ),
 )

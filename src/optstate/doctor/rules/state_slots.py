@@ -16,7 +16,7 @@ from optstate.state.optimizer_state import OptimizerState
 from optstate.state.parameter import ParamState
 from optstate.state.slot import Slot
 from optstate.state.tensors import DTYPES, is_tensor
-from optstate.text import count, safe_text
+from optstate.text import count, listing, safe_text
 
 _FLAGS_OF_SHAPE = ("matrix", "vector", None)
 
@@ -156,6 +156,21 @@ def _shared_steps(case: Case) -> Iterator[Finding]:
             yield about("M225", names, "count in one tensor")
 
 
+def _one_memory(case: Case) -> Iterator[Finding]:
+    """Parameters of which several slots are the same tensor of the file."""
+    found: dict[str, list[str]] = {}
+    for parameter in case.state.values():
+        by_tensor: dict[object, list[str]] = {}
+        for key, slot in parameter.slots.items():
+            if isinstance(slot.value, StoredTensor) and slot.value.shape and all(slot.value.shape):
+                by_tensor.setdefault(slot.value.identity, []).append(key)
+        for keys in by_tensor.values():
+            if len(keys) > 1:
+                found.setdefault(listing(keys), []).append(parameter.name)
+    for keys_said, names in found.items():
+        yield about("M232", names, f"have one tensor for {keys_said}")
+
+
 # --- walking -----------------------------------------------------------------------------------------------
 
 
@@ -185,4 +200,5 @@ RULES = (
     Rule(("M211", "M212"), "file", _short_scalars, "dtypes"),
     Rule(("M210",), "file", _narrow_moments, "dtypes"),
     Rule(("M225",), "file", _shared_steps, "steps"),
+    Rule(("M232",), "file", _one_memory, "slots"),
 )
