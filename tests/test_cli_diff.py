@@ -177,14 +177,15 @@ def test_convert_refuses_to_lose_unless_allowed(folder, tmp_path, capsys):
     assert "left out  odd.lost" in out
 
 
-def test_convert_never_overwrites_unless_forced(folder, tmp_path, capsys):
-    """2 and the old file, unless `--force`."""
+def test_convert_never_overwrites_unless_told(folder, tmp_path, capsys):
+    """2 and the old file, unless `--replace`."""
     target = tmp_path / "x.pt"
     assert call(capsys, "convert", folder / "a.pt", target)[0] == 0
     before = target.read_bytes()
-    assert call(capsys, "convert", folder / "b.pt", target)[0] == 2
+    code, _, err = call(capsys, "convert", folder / "b.pt", target)
+    assert (code, "--replace" in err, "replace=True" in err) == (2, True, False)
     assert target.read_bytes() == before
-    assert call(capsys, "convert", folder / "b.pt", target, "--force")[0] == 0
+    assert call(capsys, "convert", folder / "b.pt", target, "--replace")[0] == 0
     assert target.read_bytes() != before
 
 

@@ -8,7 +8,7 @@ import click
 
 from optstate.cli.model_option import Built, built, model_option, named_by
 from optstate.cli.terminal import debug_option, hint, quoted, say, say_error
-from optstate.errors import Unsaveable
+from optstate.errors import TargetExists, Unsaveable
 from optstate.formats.opening import open_checkpoint
 from optstate.state.optimizer_state import OptimizerState
 from optstate.store.convert import TARGETS, Target, convert
@@ -42,7 +42,7 @@ Examples:
 @click.option("--to", type=click.Choice(TARGETS), help="The format of B; by default what its suffix says.")
 @click.option("--weights-only", is_flag=True, help="The model's weights and nothing else.")
 @click.option("--partial", is_flag=True, help="Write although parts of A have no place in B, or cannot be read.")
-@click.option("--force", is_flag=True, help="Replace a checkpoint that is at B.")
+@click.option("--replace", is_flag=True, help="Replace a checkpoint that is at B.")
 @model_option
 @debug_option
 def command(
@@ -52,7 +52,7 @@ def command(
     to: Target | None,
     weights_only: bool,
     partial: bool,
-    force: bool,
+    replace: bool,
     factory: str | None,
 ) -> int:
     """Write the checkpoint A, of any format that `optstate show` opens, as B, every tensor bit for bit.
@@ -65,7 +65,11 @@ def command(
         made = built(factory)
         checkpoint, like = named_by(checkpoint, made), _order_of(made)
     try:
-        done = convert(checkpoint, target, to=to, weights_only=weights_only, like=like, partial=partial, replace=force)
+        done = convert(checkpoint, target, to=to, weights_only=weights_only, like=like, partial=partial, replace=replace)
+    except TargetExists as error:
+        if not replace:
+            error.todo = "name another path, or add --replace to replace what is there"
+        raise
     except Unsaveable as error:
         say_error(error, None)
         return REFUSED
