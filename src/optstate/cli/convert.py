@@ -65,7 +65,9 @@ def command(
         made = built(factory)
         checkpoint, like = named_by(checkpoint, made), _order_of(made)
     try:
-        done = convert(checkpoint, target, to=to, weights_only=weights_only, like=like, partial=partial, replace=replace)
+        done = convert(
+            checkpoint, target, to=to, weights_only=weights_only, like=like, partial=partial, replace=replace
+        )
     except TargetExists as error:
         if not replace:
             error.todo = "name another path, or add --replace to replace what is there"
