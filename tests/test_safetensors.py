@@ -166,6 +166,15 @@ def test_missing_shard(sharded, harm):
     assert any("layers.2.weight, layers.3.weight" in line for line in opened.unread)
 
 
+def test_very_many_missing_shards(tmp_path):
+    """Of shards that are not there a hundred are named, and the others are counted."""
+    index = {"weight_map": {f"w{number}": f"{number:03}.safetensors" for number in range(150)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    *named, last = optstate.open(tmp_path).unread
+    assert sum(line.startswith("1 tensor of ") for line in named) == 100
+    assert last.startswith("50 tensors of 50 more files that model.safetensors.index.json names")
+
+
 def test_link_out_of_the_folder(sharded, tmp_path_factory):
     """A shard that is a link to elsewhere is not followed."""
     folder, _ = sharded

@@ -60,6 +60,10 @@ def _kind(node: object) -> str:
     return f"a {type(node).__name__}"
 
 
+MISSING_SHOWN = 100
+"""Files that an index names and that are not there, of which each is reported; an index may name a million."""
+
+
 def read_index(folder: Folder, name: str) -> Tensors:
     """The tensors of all shards that an index names, one after the other.
 
@@ -70,13 +74,20 @@ def read_index(folder: Folder, name: str) -> Tensors:
     shards: dict[str, list[str]] = {}
     for tensor, file in weight_map.items():
         shards.setdefault(file, []).append(tensor)
-    found = Tensors()
+    found, missing, unseen = Tensors(), 0, 0
     for file, names in sorted(shards.items()):
+        missing += file not in folder.entries
+        if missing > MISSING_SHOWN and file not in folder.entries:
+            unseen += len(names)
+            continue
         shard = attempt(found.unread, folder, file, read_tensors)
         if shard is None:
             found.unread.append(f"{count(len(names), 'tensor')} of {safe_text(file)}: {listing(names)}")
         else:
             _add(found, shard, names, safe_text(file))
+    if unseen:
+        more = count(missing - MISSING_SHOWN, "more file")
+        found.unread.append(f"{count(unseen, 'tensor')} of {more} that {safe_text(name)} names and that are not there")
     total = sum(map(nbytes, found.tensors.values()))
     if not found.unread and type(stated) is int and stated != total:
         found.notes.append(f"{safe_text(name)} states {stated:,} bytes of tensors, and there are {total:,}")
