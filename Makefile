@@ -61,8 +61,9 @@ demo: $(READY) ## train, kill, resume, and prove that the resumed run is the uni
 zoo: $(READY) ## show each known fault: what the library says, and what doctor says
 	OMP_NUM_THREADS=1 $(RUN) -m zoo
 
-docs: $(READY) ## write the page of each code, run the other pages and put their real output in place
+docs: $(READY) ## write the page of each code and the plots, run the other pages and put their real output in place
 	$(RUN) -m tools.codes
+	$(RUN) -m tools.plots
 	$(RUN) tools/pages.py --write $(PAGES)
 
 build: $(READY) ## make wheel and source distribution in dist/

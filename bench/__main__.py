@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.harness import Options, Row, machine
 
-SUBJECTS = ("show", "pickle", "attach", "save", "restore", "stats", "diff")
+SUBJECTS = ("show", "pickle", "attach", "save", "restore", "stats", "diff", "edit", "schedule")
 _HEADER = ("SUBJECT", "SIZE", "OURS", "PEER", "LIMIT", "÷ PEER", "÷ LIMIT", "PEAK MB", "VERDICT")
 
 

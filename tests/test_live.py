@@ -12,7 +12,7 @@ from torch import nn
 
 import optstate
 from optstate.errors import BindError, MissingSlot, NoSuchParameter
-from optstate.live.view import NOT_IN_MODEL, NOT_OPTIMIZED
+from optstate.live.source import NOT_IN_MODEL, NOT_OPTIMIZED
 from optstate.state.absence import Absence
 
 

@@ -384,6 +384,10 @@ CONTRADICTIONS = {
         lambda: register("torch.optim.Muon", by_name("torch.optim.Muon").slots),
         "(?s)described already.*hyperparameters=.*ns_steps.*hyperparameters=()",
     ),
+    "an update by no rule": (
+        lambda: register("made_up.E", {"m": MOMENTUM}, update="adma"),
+        "(?s)made_up.E: no rule for updates is called 'adma'.*adam, .*unknown",
+    ),
     "a name that draws on the terminal": (
         lambda: register("made_up.\x1b[2J", {"m": replace(MOMENTUM, companions=("v",))}),
         r"made_up\.\\x1b\[2J",
@@ -473,4 +477,5 @@ def test_defaults_describe_nothing_special():
         "of",
         "when",
         "coefficient",
+        "age",
     ]

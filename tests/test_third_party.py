@@ -29,11 +29,12 @@ from tests.probed_rows import ROWS
 KNOWN_BETTER = {
     "AdEMAMix": ["state1: role described as momentum, measured other"],  # two averages in one tensor
     "Lars": ["momentum_buffer: gradient_degree described as None, measured 0"],  # 1 without weight decay
-    "RMSpropTF": ["momentum_buffer: lr_degree described as None, measured 1"],  # 0 without `lr_in_momentum`
     "Mars": [  # clipped, so that they are no power of the gradient
         "exp_avg: role described as momentum, measured other",
         "exp_avg_sq: role described as second_moment, measured other",
     ],
+    # Bounds on its steps hide that the mean is debiased.
+    "AdaBound": ["exp_avg: convention described as ema_debiased of gradient, but the update does not debias it"],
     # A running maximum in float32 is not seen to be bounded.
     "AdamW8bit": ["max_exp_avg_sq: role described as max_second_moment, measured second_moment"],
     "AdaBelief": ["max_exp_avg_var: role described as max_second_moment, measured second_moment"],

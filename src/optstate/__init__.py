@@ -4,6 +4,7 @@ A live optimizer and a checkpoint file are the same thing here: named parameters
 
 see      attach, open, named_state_dict → OptimizerState, ParamState, Slot, Group, OptimizerInfo, Absence,
          Selection, Checkpoint
+change   LiveState (what attach gives: edit, undo, trial, regroup), edit (of a file), schedule → Change, Journal
 know     register, probe → SlotSpec, OptimizerSpec, ProbeReport
 trust    diagnose → Diagnosis, Finding
 keep     save, verify, plan, restore, convert → RestorePlan, VerifyReport, Conversion
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optstate import errors as errors
+    from optstate import schedule as schedule
     from optstate.doctor.diagnosis import Diagnosis as Diagnosis
     from optstate.doctor.finding import Finding as Finding
     from optstate.errors import OptstateError as OptstateError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from optstate.live.diagnose import diagnose as diagnose
     from optstate.live.named import named_state_dict as named_state_dict
     from optstate.live.probe import probe as probe
+    from optstate.live.state import LiveState as LiveState
     from optstate.live.view import attach as attach
     from optstate.optimizers.probe_report import ProbeReport as ProbeReport
     from optstate.optimizers.registry import register as register
@@ -42,14 +45,17 @@ if TYPE_CHECKING:
     from optstate.resume.plan import plan as plan
     from optstate.resume.plan import restore as restore
     from optstate.state.absence import Absence as Absence
+    from optstate.state.change import Change as Change
     from optstate.state.groups import Group as Group
     from optstate.state.groups import OptimizerInfo as OptimizerInfo
+    from optstate.state.journal import Journal as Journal
     from optstate.state.optimizer_state import OptimizerState as OptimizerState
     from optstate.state.parameter import ParamState as ParamState
     from optstate.state.selection import Selection as Selection
     from optstate.state.slot import Slot as Slot
     from optstate.store.convert import Conversion as Conversion
     from optstate.store.convert import convert as convert
+    from optstate.store.edit import edit as edit
     from optstate.store.save import save as save
 
     __version__: str
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
 # Public name → where it lives. `module:name` where the two names differ, `module:` for a module itself.
 _MAP = {
     "Absence": "state.absence",
+    "Change": "state.change",
     "Checkpoint": "formats.checkpoint",
     "Diagnosis": "doctor.diagnosis",
     "Finding": "doctor.finding",
@@ -64,6 +71,8 @@ _MAP = {
     "Diff": "formats.diff_report",
     "Difference": "formats.difference",
     "Group": "state.groups",
+    "Journal": "state.journal",
+    "LiveState": "live.state",
     "OptimizerInfo": "state.groups",
     "OptimizerSpec": "optimizers.spec",
     "OptimizerState": "state.optimizer_state",
@@ -79,6 +88,7 @@ _MAP = {
     "diagnose": "live.diagnose",
     "convert": "store.convert",
     "diff": "resume.comparing",
+    "edit": "store.edit",
     "errors": "errors:",
     "named_state_dict": "live.named",
     "open": "formats.opening:open_checkpoint",
@@ -87,6 +97,7 @@ _MAP = {
     "register": "optimizers.registry",
     "restore": "resume.plan",
     "save": "store.save",
+    "schedule": "schedule:",
     "verify": "formats.ours.verify",
 }
 
@@ -103,6 +114,11 @@ __all__ = [
     "Absence",
     "Selection",
     "Checkpoint",
+    "LiveState",
+    "edit",
+    "schedule",
+    "Change",
+    "Journal",
     "register",
     "probe",
     "SlotSpec",

@@ -19,6 +19,10 @@ OptstateError
 │   ├── RestoreRefused        the plan has faults; nothing was touched
 │   ├── StalePlan             the live side changed since the plan was made
 │   └── RestoreFailed         a failure while applying; says what was put back
+├── EditError                 an edit was not made; the state is as it was
+│   └── EditRefused           it was made, looked at, and taken back: values or the next update would be wrong
+├── CoefficientError (ValueError)  a hyperparameter would leave the range in which it means something
+├── ScheduleError             a schedule cannot drive what it is asked to, or it has another owner
 ├── RegistryError             a description of an optimizer contradicts itself or another one
 └── ProbeError                a class could not be probed
 
@@ -163,6 +167,29 @@ class StalePlan(RestoreError):
 
 class RestoreFailed(RestoreError):
     """A failure while applying a plan; the message says what could be put back."""
+
+
+class EditError(OptstateError):
+    """An edit was not made; the state is as it was before."""
+
+
+class EditRefused(EditError):
+    """An edit was made, looked at, and taken back: it left values that no state has, or too large a next update.
+
+    `change` is what it would have changed.
+    """
+
+    def __init__(self, what: str, change: object = None, **fields: str | None) -> None:
+        super().__init__(what, **fields)
+        self.change = change
+
+
+class CoefficientError(OptstateError, ValueError):
+    """A hyperparameter would get a value with which the optimizer diverges, divides by zero or cannot step."""
+
+
+class ScheduleError(OptstateError):
+    """A schedule cannot drive what it is asked to, or something else drives it already."""
 
 
 class RegistryError(OptstateError):

@@ -51,6 +51,7 @@ def show_document(
         "unread": unread,
         "clues": [{"code": clue.code, "evidence": clue.evidence, "fix": clue.fix} for clue in checkpoint.clues],
         "notes": list(checkpoint.notes),
+        "journal": checkpoint.journal.document()["entries"],
     }
 
 

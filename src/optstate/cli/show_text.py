@@ -8,6 +8,7 @@ from pathlib import Path
 
 from optstate.cli.terminal import quoted, terminal_width
 from optstate.formats.checkpoint import Checkpoint
+from optstate.state.journal import journal_table
 from optstate.state.table import ROWS, Measured, state_table
 from optstate.state.tensors import Value, is_tensor, nbytes
 from optstate.text import count, listing, safe_text, size
@@ -16,13 +17,17 @@ _UNPLACED = 20
 """Entries of no parameter that are listed unless every row is asked for."""
 
 
+_JOURNAL = 10
+"""Entries of the journal that are shown unless every row is asked for."""
+
+
 def show_text(
     checkpoint: Checkpoint, names: Sequence[str] | None, measured: Measured, *, with_heads: bool, every_row: bool
 ) -> tuple[str, Sequence[str]]:
     """The whole page, and what could not be read of it.
 
-    It has what was opened, the table of the given names (None: of all), and the heads of their slots. On a terminal the
-    table has `ROWS` rows unless `every_row` is set; anywhere else it is complete.
+    It has what was opened, the table of the given names (None: of all, with the journal), and the heads of their slots.
+    On a terminal the table has `ROWS` rows unless `every_row` is set; anywhere else it is complete.
     """
     limit = ROWS if sys.stdout.isatty() and not every_row else None
     parts = [_about(checkpoint)]
@@ -37,6 +42,8 @@ def show_text(
         parts += [str(checkpoint.state[name]) for name in names or ()]
     elif checkpoint.unplaced:
         parts.append(_unplaced(checkpoint.unplaced, _UNPLACED if limit else None))
+    if names is None and checkpoint.journal:
+        parts.append(journal_table(checkpoint.journal, _JOURNAL if limit else None).text())
     if unread:
         parts.append("\n".join(f"not read: {safe_text(each, 1000)}" for each in unread))
     return "\n\n".join(parts), unread

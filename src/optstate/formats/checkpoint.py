@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from optstate.state.journal import Journal
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.tensors import TensorRef, Value
 
@@ -51,6 +52,8 @@ class Checkpoint:
         What the reader saw that `optstate doctor` explains.
     notes
         What the reader has to say: which calls in the file it did not make, what it could not verify.
+    journal
+        Every edit of the state that the file tells of, the oldest first.
 
     >>> opened = optstate.open(checkpoint)
     >>> opened.weights["0.weight"].shape, opened.state["0.weight"].momentum.array().dtype.name
@@ -69,3 +72,4 @@ class Checkpoint:
     unread: tuple[str, ...] = ()
     clues: tuple[Clue, ...] = ()
     notes: tuple[str, ...] = ()
+    journal: Journal = field(default_factory=Journal)

@@ -47,7 +47,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     with without_collection():
-        return _open(path)
+        return _with_journal(_open(path))
+
+
+def _with_journal(checkpoint: Checkpoint) -> Checkpoint:
+    if "journal" not in checkpoint.objects:
+        return checkpoint
+    from optstate.formats.ours.journal import from_object
+
+    return from_object(checkpoint)
 
 
 def _open(path: Path) -> Checkpoint:

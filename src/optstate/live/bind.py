@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -55,17 +55,17 @@ class Binding:
     def __init__(
         self, groups: list[BoundGroup], model_names: dict[int, str], aliases: dict[int, tuple[str, ...]]
     ) -> None:
-        self._groups = groups
+        self.groups: Sequence[BoundGroup] = groups
         self._model_names = model_names
         self._aliases = aliases
 
     def names(self) -> list[str]:
         """The names in the optimizers' own order."""
-        return [name for group in self._groups for name in group.names if name is not None]
+        return [name for group in self.groups for name in group.names if name is not None]
 
     def group(self, optimizer: str, index: int) -> tuple[str, ...]:
         """The names in one param group, in its order."""
-        group = next(group for group in self._groups if (group.optimizer, group.number) == (optimizer, index))
+        group = next(group for group in self.groups if (group.optimizer, group.number) == (optimizer, index))
         return tuple(name for name in group.names if name is not None)
 
     def get(self, name: str) -> Bound | None:
@@ -83,21 +83,21 @@ class Binding:
     def _places(self) -> dict[str, tuple[BoundGroup, int]]:
         return {
             name: (group, position)
-            for group in self._groups
+            for group in self.groups
             for position, name in enumerate(group.names)
             if name is not None
         }
 
     def not_optimized(self) -> list[str]:
         """Parameters of the model that are in no optimizer."""
-        bound = {id(tensor) for group in self._groups for tensor in group.tensors}
+        bound = {id(tensor) for group in self.groups for tensor in group.tensors}
         return [name for key, name in self._model_names.items() if key not in bound]
 
     def not_in_model(self) -> list[str]:
         """Parameters of an optimizer that are not in the model; their name is their position."""
         return [
             name
-            for group in self._groups
+            for group in self.groups
             for tensor, name in zip(group.tensors, group.names, strict=True)
             if name is not None and id(tensor) not in self._model_names
         ]

@@ -25,9 +25,10 @@ from optstate.doctor.evidence import (
 )
 from optstate.live.bind import names_by_identity
 from optstate.live.examine_schedulers import examine_schedulers
+from optstate.live.source import LiveSource, load_hooks
 from optstate.live.tensors import dtype_name, held
 from optstate.live.unwrap import unwrap_optimizer
-from optstate.live.view import LiveSource, checked_model, load_hooks, optimizers_by_name
+from optstate.live.view import checked_model, optimizers_by_name
 from optstate.live.weights import live_weights
 from optstate.optimizers.registry import by_class, qualified_name
 from optstate.state.frozen import FrozenParameter, FrozenSource

@@ -21,10 +21,10 @@ _READS_CYCLING = {"OneCycleLR": ("base_momentum", "max_momentum")}
 def examine_schedulers(scheduler: Any, optimizers: Mapping[str, torch.optim.Optimizer]) -> tuple[LiveScheduler, ...]:
     """Each scheduler of one or several, and those inside chains. Raises `BindError` for what is none."""
     names = {id(optimizer): name for name, optimizer in optimizers.items()}
-    return tuple(found for each in _each(scheduler) for found in _examined(each, names, inside=False))
+    return tuple(found for each in each_scheduler(scheduler) for found in _examined(each, names, inside=False))
 
 
-def _each(scheduler: Any) -> Iterator[Any]:
+def each_scheduler(scheduler: Any) -> Iterator[Any]:
     """One scheduler, or those in a list or mapping, without what Accelerate and Lightning wrap around them."""
     if isinstance(scheduler, Mapping):
         scheduler = list(scheduler.values())

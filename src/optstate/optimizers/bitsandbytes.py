@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optstate.optimizers.kinds import ADAM_GROUP, DIRECTION, INTEGER_COUNT, MEAN, OWN, PLAIN_MEAN, SQUARE, SUM, together
+from optstate.optimizers.kinds import (
+    ADAM_GROUP,
+    DEBIASED_SQUARE,
+    DIRECTION,
+    INTEGER_COUNT,
+    MEAN,
+    OWN,
+    PLAIN_MEAN,
+    SQUARE,
+    SUM,
+    together,
+)
 from optstate.optimizers.spec import OptimizerSpec, SlotSpec
 
 _CODED = replace(OWN, dtype="scalar", when="sometimes")
@@ -32,7 +43,7 @@ def _widths(module: str, name: str) -> tuple[str, ...]:
     return _classes(module, *(f"{page}{name}{bits}" for page in ("", "Paged") for bits in ("", "8bit", "32bit")))
 
 
-_MEAN, _SQUARE = replace(MEAN, coefficient="betas[0]"), replace(SQUARE, coefficient="betas[1]")
+_MEAN, _SQUARE = replace(MEAN, coefficient="betas[0]"), replace(DEBIASED_SQUARE, coefficient="betas[1]")
 _TWO = ("alpha", "t_alpha", "t_beta3")  # written since bitsandbytes 0.44, for all classes with two states
 
 
@@ -45,7 +56,7 @@ def _row(names: tuple[str, ...], slots: dict[str, SlotSpec], **more: object) -> 
 
 BITSANDBYTES = (
     *(
-        _row(_widths(*names), _slots(_MEAN, _SQUARE), optional=_TWO, nonzero=("eps",))
+        _row(_widths(*names), _slots(_MEAN, _SQUARE), optional=_TWO, nonzero=("eps",), update="adam")
         for names in (("adamw", "AdamW"), ("adam", "Adam"))
     ),
     _row(
@@ -65,12 +76,14 @@ BITSANDBYTES = (
         _slots(replace(PLAIN_MEAN, coefficient="betas[1]")),
         fixed={"eps": 0.0},
         nonzero=("betas[1]",),
+        update="lion",
     ),
     _row(
         _classes("sgd", "SGD", "SGD8bit", "SGD32bit"),
         _slots(replace(SUM, coefficient="betas[0]")),
         fixed={"eps": 0.0, "betas[1]": 0},
         nonzero=("betas[0]",),
+        update="sgd",
     ),
     _row(
         _classes("lars", "LARS", "LARS8bit", "LARS32bit"),
@@ -83,11 +96,13 @@ BITSANDBYTES = (
         _slots(replace(SQUARE, coefficient="betas[0]")),
         fixed={"betas[1]": 0},
         nonzero=("eps", "betas[0]"),
+        update="rmsprop",
     ),
     _row(
         _classes("adagrad", "Adagrad", "Adagrad8bit", "Adagrad32bit"),
         _slots(SQUARE),
         fixed={"betas[0]": 0, "betas[1]": 0},
         nonzero=("eps",),
+        update="adagrad",
     ),
 )

@@ -14,7 +14,9 @@ _FLAG = SlotSpec(role="other", shape="scalar", dtype="python", when="sometimes")
 _FLAGS = {"do_wd": _FLAG, "force_train": _FLAG}
 _SQUARE = replace(SQUARE, coefficient="sqr_mom")
 _SUM = replace(SUM, coefficient="mom", when="mom")
-_ADAM = together(grad_avg=replace(MEAN, coefficient="mom"), sqr_avg=_SQUARE, step=INTEGER_COUNT)
+_ADAM = together(
+    grad_avg=replace(MEAN, coefficient="mom"), sqr_avg=replace(_SQUARE, age="debiased"), step=INTEGER_COUNT
+)
 
 FASTAI = (
     OptimizerSpec(

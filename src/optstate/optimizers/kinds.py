@@ -12,6 +12,7 @@ MEAN = SlotSpec(role="momentum", convention="ema_debiased", of="gradient", gradi
 PLAIN_MEAN = replace(MEAN, convention="ema")
 SUM = replace(MEAN, convention="accumulate")
 SQUARE = SlotSpec(role="second_moment", gradient_degree=2)
+DEBIASED_SQUARE = replace(SQUARE, age="debiased")
 PREVIOUS = SlotSpec(role="previous_gradient", gradient_degree=1)
 WEIGHTS = SlotSpec(role="averaged_weights", reset="parameter", gradient_degree=None, lr_degree=None)
 
@@ -36,6 +37,6 @@ ADAM_GROUP = ("lr", "betas", "eps", "weight_decay")
 ADAM = together(
     step=COUNT,
     exp_avg=replace(MEAN, coefficient="betas[0]"),
-    exp_avg_sq=replace(SQUARE, coefficient="betas[1]"),
-    max_exp_avg_sq=replace(SQUARE, role="max_second_moment", when="amsgrad"),
+    exp_avg_sq=replace(DEBIASED_SQUARE, coefficient="betas[1]"),
+    max_exp_avg_sq=replace(DEBIASED_SQUARE, role="max_second_moment", when="amsgrad"),
 )

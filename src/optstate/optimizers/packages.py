@@ -8,6 +8,7 @@ from optstate.optimizers.kinds import (
     ADAM_GROUP,
     COLUMN,
     COUNT,
+    DEBIASED_SQUARE,
     DIRECTION,
     INTEGER_COUNT,
     MEAN,
@@ -22,17 +23,19 @@ from optstate.optimizers.kinds import (
 from optstate.optimizers.spec import OptimizerSpec, SlotSpec
 
 _MEAN = replace(MEAN, coefficient="betas[0]")
-_SQUARE = replace(SQUARE, coefficient="betas[1]")
+_SQUARE = replace(DEBIASED_SQUARE, coefficient="betas[1]")
 _VALUE = SlotSpec(role="other", shape="scalar", dtype="gradient")
 _DISTANCE = SlotSpec(role="other", gradient_degree=None, lr_degree=None)  # sums from which the step size is estimated
 
 # Of the gradient times an estimated step size: no gain is known, and another estimate would need another scale.
-_SCALED = replace(DIRECTION, gradient_degree=1, lr_degree=None)
+_SCALED = replace(DIRECTION, gradient_degree=1, lr_degree=None, age="debiased")
 _D = ("lr", "weight_decay", "d", "k", "growth_rate", "fsdp_in_use")
 
 PACKAGES = (
     OptimizerSpec(
         name="lion_pytorch.lion_pytorch.Lion",
+        update="lion",
+        decoupled=True,
         hyperparameters=("lr", "betas", "weight_decay"),
         closed=True,
         slots={"exp_avg": replace(PLAIN_MEAN, coefficient="betas[1]")},
@@ -44,9 +47,9 @@ PACKAGES = (
         slots=together(
             step=INTEGER_COUNT,
             prev_grad=replace(PREVIOUS, dtype="gradient"),
-            m=replace(PLAIN_MEAN, dtype="gradient"),
-            v=replace(DIRECTION, dtype="gradient", gradient_degree=1, primary=False),  # mean of differences
-            n=replace(SQUARE, dtype="gradient"),
+            m=replace(MEAN, dtype="gradient"),
+            v=replace(DIRECTION, dtype="gradient", gradient_degree=1, primary=False, age="debiased"),  # of differences
+            n=replace(DEBIASED_SQUARE, dtype="gradient"),
         ),
     ),
     OptimizerSpec(
@@ -56,7 +59,7 @@ PACKAGES = (
         slots=together(
             step=INTEGER_COUNT,
             exp_avg=replace(DIRECTION, coefficient="betas[0]", dtype="gradient"),
-            exp_avg_sq=replace(_SQUARE, when="vector", dtype="gradient"),
+            exp_avg_sq=replace(_SQUARE, when="vector", dtype="gradient", age=None),
             exp_avg_sq_row=replace(ROW, coefficient="betas[1]"),
             exp_avg_sq_col=replace(COLUMN, coefficient="betas[1]"),
             exp_avg_res_row=replace(
@@ -92,15 +95,19 @@ PACKAGES = (
                 when="beta1",
                 dtype="gradient",
                 lr_degree=1,
+                averages=True,
             ),
-            exp_avg_sq=replace(SQUARE, when="vector", dtype="gradient"),
-            exp_avg_sq_row=ROW,
-            exp_avg_sq_col=COLUMN,
+            exp_avg_sq=replace(SQUARE, when="vector", dtype="gradient", age="weighted"),
+            exp_avg_sq_row=replace(ROW, age="weighted"),
+            exp_avg_sq_col=replace(COLUMN, age="weighted"),
             RMS=_VALUE,
         ),
     ),
     OptimizerSpec(
         name="prodigyopt.prodigy.Prodigy",
+        group_state=("k", "d", "d_max", "d_numerator"),
+        update="prodigy",
+        decoupled="decouple",
         hyperparameters=(*ADAM_GROUP, "beta3", "d", "d0", "d_max", "d_numerator", "d_coef", "k", "growth_rate"),
         slots=together(
             step=INTEGER_COUNT,
@@ -114,6 +121,7 @@ PACKAGES = (
     ),
     OptimizerSpec(
         name="dadaptation.dadapt_adam.DAdaptAdam",
+        group_state=("k", "d", "numerator_weighted"),
         hyperparameters=(*_D, "betas", "eps", "layer_scale", "numerator_weighted", "use_bias_correction", "decouple"),
         slots=together(
             step=INTEGER_COUNT,
@@ -124,18 +132,21 @@ PACKAGES = (
     ),
     OptimizerSpec(
         name="dadaptation.dadapt_sgd.DAdaptSGD",
+        group_state=("d", "numerator_weighted"),
         hyperparameters=(*_D, "momentum", "numerator_weighted", "log_every"),
         group_step="k",
         slots=together(z=WEIGHTS, s=replace(_DISTANCE, gradient_degree=0), x0=replace(WEIGHTS, primary=False)),
     ),
     OptimizerSpec(
         name="dadaptation.dadapt_lion.DAdaptLion",
+        group_state=("d", "numerator_weighted"),
         hyperparameters=("lr", "betas", "weight_decay", "d", "k", "numerator_weighted", "fsdp_in_use"),
         group_step="k",
         slots=together(exp_avg=replace(_SCALED, coefficient="betas[1]"), s=replace(_DISTANCE, gradient_degree=0)),
     ),
     OptimizerSpec(
         name="dadaptation.dadapt_adagrad.DAdaptAdaGrad",
+        group_state=("d", "gsq_weighted", "sksq_weighted", "skl1"),
         hyperparameters=(
             "lr",
             "momentum",
@@ -153,6 +164,7 @@ PACKAGES = (
     ),
     OptimizerSpec(
         name="dadaptation.dadapt_adan.DAdaptAdan",
+        group_state=("k", "d", "gsq_weighted"),
         hyperparameters=("lr", "betas", "eps", "weight_decay", "no_prox", "d", "k", "gsq_weighted", "growth_rate"),
         slots=together(
             step=INTEGER_COUNT,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from optstate.optimizers.kinds import (
     ADAM_GROUP,
     COLUMN,
+    DEBIASED_SQUARE,
     DIRECTION,
     MEAN,
     OWN,
@@ -24,24 +25,34 @@ from optstate.optimizers.kinds import (
 from optstate.optimizers.spec import OptimizerSpec, SlotSpec
 
 _MEAN, _PLAIN = replace(MEAN, coefficient="betas[0]"), replace(PLAIN_MEAN, coefficient="betas[0]")
-_SQUARE = replace(SQUARE, coefficient="betas[1]")
-_LARGEST = replace(SQUARE, role="max_second_moment", when="ams_bound")
-_SCALED = replace(DIRECTION, gradient_degree=1, lr_degree=None)  # by an estimated step size
+_SQUARE = replace(DEBIASED_SQUARE, coefficient="betas[1]")
+_LARGEST = replace(DEBIASED_SQUARE, role="max_second_moment", when="ams_bound")
+_SCALED = replace(DIRECTION, gradient_degree=1, lr_degree=None, age="debiased")  # by an estimated step size
 _DISTANCE = SlotSpec(role="other", gradient_degree=None, lr_degree=None)
 _VALUE = SlotSpec(role="other", shape="scalar", dtype="parameter")
 _DECAY = ("weight_decouple", "fixed_decay")
 
 
-def _row(place: str, slots: dict[str, SlotSpec], *keys: str) -> OptimizerSpec:
+_STATE = ("weight_sum", "lr_max", "d", "d_max", "d_numerator", "numerator_weighted")
+"""Group keys that stepping changes, those of them that a class has."""
+
+
+def _row(place: str, slots: dict[str, SlotSpec], *keys: str, update: str | None = None) -> OptimizerSpec:
     return OptimizerSpec(
-        name=f"pytorch_optimizer.optimizer.{place}", slots=slots, hyperparameters=keys, group_step="step"
+        name=f"pytorch_optimizer.optimizer.{place}",
+        slots=slots,
+        hyperparameters=keys,
+        group_step="step",
+        group_state=_STATE,
+        update=update,
+        decoupled="weight_decouple",
     )
 
 
 PYTORCH_OPTIMIZER = (
     _row(
         "adabelief.AdaBelief",
-        together(exp_avg=_PLAIN, exp_avg_var=SQUARE, max_exp_avg_var=_LARGEST),
+        together(exp_avg=_MEAN, exp_avg_var=_SQUARE, max_exp_avg_var=_LARGEST),
         *ADAM_GROUP,
         *_DECAY,
         "rectify",
@@ -49,7 +60,7 @@ PYTORCH_OPTIMIZER = (
     ),
     _row(
         "adabound.AdaBound",
-        together(exp_avg=_PLAIN, exp_avg_sq=_SQUARE, max_exp_avg_sq=_LARGEST),
+        together(exp_avg=_MEAN, exp_avg_sq=_SQUARE, max_exp_avg_sq=_LARGEST),
         *ADAM_GROUP,
         *_DECAY,
         "final_lr",
@@ -60,10 +71,10 @@ PYTORCH_OPTIMIZER = (
         "adafactor.AdaFactor",
         together(
             exp_avg=replace(DIRECTION, dtype="scalar"),
-            exp_avg_sq=replace(SQUARE, when="vector", dtype="gradient"),
-            exp_avg_sq_row=ROW,
-            exp_avg_sq_col=COLUMN,
-            exp_avg_sq_hat=replace(_LARGEST, dtype="gradient"),
+            exp_avg_sq=replace(SQUARE, when="vector", dtype="gradient", age="weighted"),
+            exp_avg_sq_row=replace(ROW, age="weighted"),
+            exp_avg_sq_col=replace(COLUMN, age="weighted"),
+            exp_avg_sq_hat=replace(_LARGEST, dtype="gradient", age="weighted"),
             RMS=replace(_VALUE, dtype="python", gradient_degree=None, lr_degree=None),
         ),
         "lr",
@@ -89,21 +100,22 @@ PYTORCH_OPTIMIZER = (
     _row(
         "adan.Adan",
         together(
-            exp_avg=_PLAIN,
-            exp_avg_diff=replace(DIRECTION, gradient_degree=1, primary=False),
-            exp_avg_sq=SQUARE,
+            exp_avg=_MEAN,
+            exp_avg_diff=replace(DIRECTION, gradient_degree=1, primary=False, coefficient="betas[1]", age="debiased"),
+            exp_avg_sq=replace(_SQUARE, coefficient="betas[2]"),
             previous_grad=replace(PREVIOUS, dtype="gradient", reset="delete"),  # with its sign turned round
         ),
         *ADAM_GROUP,
         "weight_decouple",
         "max_grad_norm",
+        update="adan",
     ),
     _row(
         "adapnm.AdaPNM",
         together(
             # Two means that take turns, so that none has a decay for each step.
-            exp_avg=replace(DIRECTION, gradient_degree=1),
-            neg_exp_avg=replace(DIRECTION, gradient_degree=1, primary=False),
+            exp_avg=replace(DIRECTION, gradient_degree=1, age="debiased"),
+            neg_exp_avg=replace(DIRECTION, gradient_degree=1, primary=False, age="debiased"),
             exp_avg_sq=_SQUARE,
             max_exp_avg_sq=_LARGEST,
         ),
@@ -114,7 +126,7 @@ PYTORCH_OPTIMIZER = (
     _row(
         "ademamix.AdEMAMix",
         together(
-            exp_avg=_PLAIN,
+            exp_avg=_MEAN,
             exp_avg_slow=replace(PLAIN_MEAN, coefficient="betas[2]", primary=False),
             exp_avg_sq=_SQUARE,
         ),
@@ -122,10 +134,13 @@ PYTORCH_OPTIMIZER = (
         *_DECAY,
         "alpha",
         "t_alpha_beta3",
+        update="ademamix",
     ),
     _row(
         "adopt.ADOPT",
-        together(exp_avg=replace(_PLAIN, of="preconditioned", gradient_degree=0), exp_avg_sq=_SQUARE),
+        together(
+            exp_avg=replace(_PLAIN, of="preconditioned", gradient_degree=0), exp_avg_sq=replace(_SQUARE, age=None)
+        ),
         *ADAM_GROUP,
         *_DECAY,
     ),
@@ -133,12 +148,12 @@ PYTORCH_OPTIMIZER = (
         "came.CAME",
         together(
             exp_avg=replace(DIRECTION, coefficient="betas[0]"),
-            exp_avg_sq=replace(_SQUARE, when="vector", dtype="gradient"),
+            exp_avg_sq=replace(_SQUARE, when="vector", dtype="gradient", age=None),
             exp_avg_sq_row=replace(ROW, coefficient="betas[1]"),
             exp_avg_sq_col=replace(COLUMN, coefficient="betas[1]"),
             exp_avg_res_row=replace(_VALUE, shape="squeezed row", when="matrix", dtype="gradient"),
             exp_avg_res_col=replace(_VALUE, shape="squeezed column", when="matrix", dtype="gradient"),
-            exp_avg_sq_hat=replace(_LARGEST, dtype="gradient"),
+            exp_avg_sq_hat=replace(_LARGEST, dtype="gradient", age=None),
             RMS=_VALUE,
         ),
         "lr",
@@ -192,7 +207,13 @@ PYTORCH_OPTIMIZER = (
     ),
     _row(
         "lamb.Lamb",
-        together(exp_avg=_MEAN, exp_avg_sq=_SQUARE, weight_norm=_VALUE, adam_norm=_VALUE, trust_ratio=_VALUE),
+        together(
+            exp_avg=_MEAN,
+            exp_avg_sq=replace(_SQUARE, age=None),
+            weight_norm=_VALUE,
+            adam_norm=_VALUE,
+            trust_ratio=_VALUE,
+        ),
         *ADAM_GROUP,
         *_DECAY,
         "rectify",
@@ -203,7 +224,15 @@ PYTORCH_OPTIMIZER = (
     _row(
         "laprop.LaProp",
         together(
-            exp_avg=replace(_MEAN, convention="lr_in_buffer", of="preconditioned", gradient_degree=0, lr_degree=1),
+            exp_avg=replace(
+                _MEAN,
+                convention="lr_in_buffer",
+                of="preconditioned",
+                gradient_degree=0,
+                lr_degree=1,
+                averages=True,
+                age="stored",
+            ),
             exp_avg_sq=_SQUARE,
             exp_avg_lr_1=replace(_VALUE, role="step_size", dtype="python", lr_degree=1),
             exp_avg_lr_2=replace(_VALUE, dtype="python"),
@@ -222,6 +251,7 @@ PYTORCH_OPTIMIZER = (
         "betas",
         "weight_decay",
         *_DECAY,
+        update="lion",
     ),
     _row(
         "madgrad.MADGRAD",
@@ -253,6 +283,7 @@ PYTORCH_OPTIMIZER = (
         "d_coef",
         "growth_rate",
         "bias_correction",
+        update="prodigy",
     ),
     _row("radam.RAdam", together(exp_avg=_MEAN, exp_avg_sq=_SQUARE), *ADAM_GROUP, *_DECAY),
     _row(

@@ -19,6 +19,7 @@ from optstate.optimizers.spec import (
 )
 from optstate.optimizers.third_party import THIRD_PARTY
 from optstate.optimizers.torch_optim import TORCH_OPTIM
+from optstate.optimizers.updates import UPDATES
 from optstate.text import listing, safe_text
 
 _SPECS: dict[str, OptimizerSpec] = {spec.name: spec for spec in (*TORCH_OPTIM, *THIRD_PARTY)}
@@ -133,12 +134,15 @@ def register(
     *,
     hyperparameters: tuple[str, ...] = (),
     order_matters: bool = False,
+    update: str | None = None,
 ) -> OptimizerSpec:
     """Describe an optimizer that the registry does not know, for this process.
 
     `optimizer` is the class or its qualified name; `slots` maps each key of `optimizer.state[p]` to what it
     means; `hyperparameters` are group keys that recognise it in files; `order_matters` says that its state is laid
-    out over all parameters in their order. Describing a class again in the same words does nothing.
+    out over all parameters in their order; `update` names the rule by which it makes its next update (`adam`, `sgd`,
+    `lion`, ...), so that edits of its state can be checked by what they would do. Describing a class again in the same
+    words does nothing.
     `optstate.probe` measures what a class keeps: its report checks a description and suggests one.
 
     Raises `RegistryError` when the description contradicts itself or an existing one.
@@ -146,7 +150,7 @@ def register(
     >>> spec = optstate.register("lion_pytorch.Lion", {
     ...     "exp_avg": optstate.SlotSpec(role="momentum", convention="ema", of="gradient", coefficient="betas[1]",
     ...                                  gradient_degree=1),
-    ... })
+    ... }, update="lion")
     """
     if not isinstance(optimizer, (type, str)) or not isinstance(slots, Mapping):
         raise RegistryError(
@@ -156,7 +160,15 @@ def register(
             todo="register(type(optimizer), {...}) for an optimizer at hand",
         )
     name = optimizer if isinstance(optimizer, str) else qualified_name(optimizer)
-    spec = OptimizerSpec(name=name, slots=dict(slots), hyperparameters=hyperparameters, order_matters=order_matters)
+    if update is not None and update not in UPDATES:
+        raise RegistryError(
+            f"{safe_text(name)}: no rule for updates is called {safe_text(update)!r}",
+            expected=f"one of {', '.join(sorted(UPDATES))}",
+            todo="leave it out where none fits: the size of its next update is then unknown",
+        )
+    spec = OptimizerSpec(
+        name=name, slots=dict(slots), hyperparameters=hyperparameters, order_matters=order_matters, update=update
+    )
     known = _SPECS.setdefault(name, spec)
     if known != spec:
         old, new = _contrast(known, spec)

@@ -33,6 +33,11 @@ Created = Literal[
     "first gradient",  # in the first step in which the parameter has a gradient
     "after first step",  # when that step has ended, or in a later one
 ]
+Age = Literal[
+    "debiased",  # the optimizer divides it by 1-β^t where it uses it
+    "weighted",  # new data enter with a weight that falls with t
+    "stored",  # corrected by another slot, which sums the weights that were given: no change of β asks anything of it
+]
 Home = Literal["parameter", "step"]
 """Where a slot lives. `parameter`: on the parameter's device. `step`: on the CPU unless the group is
 capturable or fused, then on the parameter's device."""
@@ -46,6 +51,7 @@ _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "shape": get_args(Shape),
     "dtype": get_args(Dtype),
     "created": get_args(Created),
+    "age": (None, *get_args(Age)),
     "home": get_args(Home),
 }
 
@@ -68,6 +74,11 @@ class SlotSpec:
     reset
         Its value in a fresh state: a number, the name of a hyperparameter (`lr`), `parameter` (a copy of the
         weights), or `delete` (a fresh state has no such key).
+    age
+        How the number of steps t enters where the optimizer uses the slot; None where it does not. A momentum's
+        convention says already whether it is debiased by t, so for one only `stored` is said here.
+    averages
+        Of a momentum with the learning rate in it: what enters is weighted by 1-β, so that it tends to η·g.
     companions
         The slots that must be reset or transplanted together with it, those of them that exist.
     gradient_degree, lr_degree
@@ -94,6 +105,8 @@ class SlotSpec:
     when: str | None = None
     coefficient: str | None = None
     reset: float | str = 0.0
+    age: Age | None = None
+    averages: bool = False
     companions: tuple[str, ...] = ()
     gradient_degree: int | None = 0
     lr_degree: int | None = 0
@@ -141,8 +154,12 @@ class OptimizerSpec:
     never zero (both may name an element, `betas[1]`). `closed` says that `hyperparameters` and `optional` are all that
     it writes, besides what schedulers and programs add: few keys are evidence only if there are no others. `stored_as` is
     how its slots are quantised, such as `8-bit`, where that tells it from another class. `aliases` are further classes
-    that keep and write the very same. `group_step` is the group key that counts steps for all its parameters.
+    that keep and write the very same. `group_step` is the group key that counts steps for all its parameters,
+    `group_state` are further group keys that stepping changes, whose fresh value is that of `optimizer.defaults`.
     `order_matters` marks state that is laid out over all parameters in their order and kept under the first of them.
+    `update` names the rule in `optstate.optimizers.updates` that says how large the next update will be; None where none
+    is known. `decoupled` says whether weight decay shrinks the weights by lr·λ beside the gradient (True, or the group flag
+    that makes it so) rather than through it.
 
     Raises `RegistryError` when the description contradicts itself.
 
@@ -162,7 +179,10 @@ class OptimizerSpec:
     stored_as: str | None = None
     aliases: tuple[str, ...] = ()
     group_step: str | None = None
+    group_state: tuple[str, ...] = ()
     order_matters: bool = False
+    update: str | None = None
+    decoupled: bool | str = False
 
     def __post_init__(self) -> None:
         name = safe_text(self.name)

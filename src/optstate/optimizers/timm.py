@@ -7,13 +7,16 @@ from dataclasses import replace
 from optstate.optimizers.kinds import (
     ADAM,
     ADAM_GROUP,
+    COLUMN,
     COUNT,
+    DEBIASED_SQUARE,
     DIRECTION,
     INTEGER_COUNT,
     MEAN,
     OWN,
     PLAIN_MEAN,
     PREVIOUS,
+    ROW,
     SQUARE,
     SUM,
     WEIGHTS,
@@ -22,7 +25,7 @@ from optstate.optimizers.kinds import (
 from optstate.optimizers.spec import OptimizerSpec, SlotSpec
 
 _MEAN, _PLAIN = replace(MEAN, coefficient="betas[0]"), replace(PLAIN_MEAN, coefficient="betas[0]")
-_SQUARE = replace(SQUARE, coefficient="betas[1]")
+_SQUARE = replace(DEBIASED_SQUARE, coefficient="betas[1]")
 _VALUE = SlotSpec(role="other", shape="scalar", dtype="python")
 _INTEGER_ADAM = together(step=INTEGER_COUNT, exp_avg=_MEAN, exp_avg_sq=_SQUARE)
 _SGD_BUFFER = replace(SUM, coefficient="momentum", when="momentum")
@@ -30,12 +33,14 @@ _SGD_BUFFER = replace(SUM, coefficient="momentum", when="momentum")
 TIMM = (
     OptimizerSpec(
         name="timm.optim.adabelief.AdaBelief",
+        update="adabelief",
+        decoupled="decoupled_decay",
         hyperparameters=(*ADAM_GROUP, "amsgrad", "degenerated_to_sgd", "decoupled_decay", "rectify", "fixed_decay"),
         slots=together(
             step=INTEGER_COUNT,
-            exp_avg=replace(_PLAIN, dtype="gradient"),
-            exp_avg_var=replace(SQUARE, dtype="gradient"),  # of the difference from the mean
-            max_exp_avg_var=replace(SQUARE, role="max_second_moment", dtype="gradient", when="amsgrad"),
+            exp_avg=replace(_MEAN, dtype="gradient"),
+            exp_avg_var=replace(_SQUARE, dtype="gradient"),  # of the difference from the mean
+            max_exp_avg_var=replace(DEBIASED_SQUARE, role="max_second_moment", dtype="gradient", when="amsgrad"),
         ),
     ),
     OptimizerSpec(
@@ -56,13 +61,9 @@ TIMM = (
         slots=together(
             step=INTEGER_COUNT,
             exp_avg=replace(DIRECTION, coefficient="beta1", when="beta1", dtype="gradient"),
-            exp_avg_sq=replace(SQUARE, when="sometimes", dtype="gradient"),
-            exp_avg_sq_row=replace(
-                SQUARE, role="factored_row", shape="squeezed row", when="sometimes", dtype="gradient"
-            ),
-            exp_avg_sq_col=replace(
-                SQUARE, role="factored_column", shape="squeezed column", when="sometimes", dtype="gradient"
-            ),
+            exp_avg_sq=replace(SQUARE, when="sometimes", dtype="gradient", age="weighted"),
+            exp_avg_sq_row=replace(ROW, when="sometimes", age="weighted"),
+            exp_avg_sq_col=replace(COLUMN, when="sometimes", age="weighted"),
             RMS=replace(_VALUE, dtype="gradient"),
         ),
     ),
@@ -83,7 +84,7 @@ TIMM = (
         ),
         slots=together(
             step=COUNT,
-            exp_avg_sq=replace(SQUARE, when="sometimes", dtype="gradient"),
+            exp_avg_sq=replace(SQUARE, when="sometimes", dtype="gradient", age="weighted"),
             # Averages along the two longest dimensions, which of them is not always the last.
             exp_avg_sq_r=replace(OWN, when="sometimes", dtype="gradient", gradient_degree=2, lr_degree=0),
             exp_avg_sq_c=replace(OWN, when="sometimes", dtype="gradient", gradient_degree=2, lr_degree=0),
@@ -97,7 +98,9 @@ TIMM = (
             **together(
                 step=INTEGER_COUNT,
                 exp_avg=_MEAN,
-                exp_hessian_diag_sq=replace(OWN, role="preconditioner", shape="parameter", coefficient="betas[1]"),
+                exp_hessian_diag_sq=replace(
+                    OWN, role="preconditioner", shape="parameter", coefficient="betas[1]", age="debiased"
+                ),
             ),
             "hessian step": replace(INTEGER_COUNT, role="counter"),
         },
@@ -109,18 +112,22 @@ TIMM = (
     ),
     OptimizerSpec(
         name="timm.optim.adamw.AdamWLegacy",
+        update="adam",
+        decoupled=True,
         aliases=("timm.optim.adamw.AdamW",),
         hyperparameters=(*ADAM_GROUP, "amsgrad", "caution"),
         slots=ADAM,
     ),
     OptimizerSpec(
         name="timm.optim.adan.Adan",
+        update="adan",
+        decoupled=True,
         hyperparameters=(*ADAM_GROUP, "no_prox"),
         group_step="step",
         slots=together(
-            exp_avg=_PLAIN,
-            exp_avg_diff=replace(DIRECTION, gradient_degree=1, primary=False),
-            exp_avg_sq=SQUARE,
+            exp_avg=_MEAN,
+            exp_avg_diff=replace(DIRECTION, gradient_degree=1, primary=False, coefficient="betas[1]", age="debiased"),
+            exp_avg_sq=replace(DEBIASED_SQUARE, coefficient="betas[2]"),
             neg_pre_grad=replace(PREVIOUS, dtype="gradient", reset="delete"),  # with its sign turned round
         ),
     ),
@@ -130,7 +137,7 @@ TIMM = (
         slots=together(
             step=COUNT,
             exp_avg=replace(_PLAIN, of="preconditioned", gradient_degree=0, dtype="gradient"),
-            exp_avg_sq=replace(_SQUARE, dtype="gradient"),
+            exp_avg_sq=replace(_SQUARE, dtype="gradient", age=None),
         ),
     ),
     OptimizerSpec(
@@ -156,6 +163,7 @@ TIMM = (
     ),
     OptimizerSpec(
         name="timm.optim.lamb.Lamb",
+        update="lamb",
         hyperparameters=(
             *ADAM_GROUP,
             "bias_correction",
@@ -173,14 +181,23 @@ TIMM = (
         hyperparameters=(*ADAM_GROUP, "caution"),
         slots=together(
             step=COUNT,
-            exp_avg=replace(_MEAN, convention="lr_in_buffer", of="preconditioned", gradient_degree=0, lr_degree=1),
-            exp_avg_sq=_SQUARE,
+            exp_avg=replace(
+                _MEAN,
+                convention="lr_in_buffer",
+                of="preconditioned",
+                gradient_degree=0,
+                lr_degree=1,
+                averages=True,
+                age="stored",
+            ),
+            exp_avg_sq=replace(_SQUARE, age="stored"),
             exp_avg_lr_1=replace(_VALUE, role="step_size", lr_degree=1),
             exp_avg_lr_2=replace(_VALUE, dtype="scalar"),
         ),
     ),
     OptimizerSpec(
         name="timm.optim.lars.Lars",
+        update="lars",
         hyperparameters=(
             "lr",
             "momentum",
@@ -206,6 +223,8 @@ TIMM = (
     ),
     OptimizerSpec(
         name="timm.optim.lion.Lion",
+        update="lion",
+        decoupled=True,
         hyperparameters=("lr", "betas", "weight_decay", "maximize", "foreach"),
         optional=("caution", "corrected_weight_decay", "max_lr_snapshot"),
         closed=True,
@@ -227,8 +246,8 @@ TIMM = (
         slots=together(
             step=INTEGER_COUNT,
             # Of a corrected gradient that is clipped.
-            exp_avg=replace(DIRECTION, gradient_degree=None),
-            exp_avg_sq=replace(SQUARE, gradient_degree=None),
+            exp_avg=replace(DIRECTION, gradient_degree=None, age="debiased"),
+            exp_avg_sq=replace(DEBIASED_SQUARE, gradient_degree=None),
             last_grad=PREVIOUS,
         ),
     ),
@@ -260,12 +279,19 @@ TIMM = (
         name="timm.optim.nadam.NAdamLegacy",
         aliases=("timm.optim.nadam.Nadam",),
         hyperparameters=(*ADAM_GROUP, "schedule_decay"),
-        slots=together(step=INTEGER_COUNT, m_schedule=replace(_VALUE, reset=1.0), exp_avg=_PLAIN, exp_avg_sq=_SQUARE),
+        slots=together(
+            step=INTEGER_COUNT,
+            m_schedule=replace(_VALUE, reset=1.0),
+            exp_avg=replace(_MEAN, age="stored"),
+            exp_avg_sq=_SQUARE,
+        ),
     ),
     OptimizerSpec(
         name="timm.optim.nadamw.NAdamW",
+        update="nadamw",
+        decoupled=True,
         hyperparameters=(*ADAM_GROUP, "caution", "capturable", "maximize"),
-        slots=together(step=COUNT, exp_avg=_PLAIN, exp_avg_sq=_SQUARE),
+        slots=together(step=COUNT, exp_avg=_MEAN, exp_avg_sq=_SQUARE),
     ),
     OptimizerSpec(
         name="timm.optim.nvnovograd.NvNovoGrad",
@@ -291,6 +317,8 @@ TIMM = (
     ),
     OptimizerSpec(
         name="timm.optim.rmsprop_tf.RMSpropTF",
+        update="rmsprop_tf",
+        decoupled="decoupled_decay",
         hyperparameters=(
             "lr",
             "momentum",
@@ -303,8 +331,10 @@ TIMM = (
         ),
         slots={
             "step": replace(COUNT, when="sometimes"),  # counted by newer versions, never used
-            # Times the learning rate, with `lr_in_momentum`, which is the default.
-            "momentum_buffer": replace(DIRECTION, coefficient="momentum", when="momentum", lr_degree=None),
+            # A plain sum without `lr_in_momentum`, which is on unless switched off.
+            "momentum_buffer": replace(
+                _SGD_BUFFER, convention="lr_in_buffer", of="preconditioned", gradient_degree=0, lr_degree=1
+            ),
             **together(
                 square_avg=replace(SQUARE, coefficient="alpha", reset=1.0),
                 grad_avg=replace(PLAIN_MEAN, coefficient="alpha", when="centered", primary=False),
@@ -313,11 +343,14 @@ TIMM = (
     ),
     OptimizerSpec(
         name="timm.optim.sgdp.SGDP",
+        decoupled=True,
         hyperparameters=("lr", "momentum", "dampening", "weight_decay", "nesterov", "eps", "delta", "wd_ratio"),
         slots={"momentum": replace(_SGD_BUFFER, when=None)},
     ),
     OptimizerSpec(
         name="timm.optim.sgdw.SGDW",
+        update="sgd",
+        decoupled=True,
         hyperparameters=("lr", "momentum", "dampening", "weight_decay", "nesterov", "caution"),
         slots={"momentum_buffer": replace(_SGD_BUFFER, dtype="gradient", reset="delete")},
     ),

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optstate.optimizers.kinds import ADAM, ADAM_GROUP, COUNT, INTEGER_COUNT, MEAN, SQUARE, SUM, together
+from optstate.optimizers.kinds import (
+    ADAM,
+    ADAM_GROUP,
+    COUNT,
+    DEBIASED_SQUARE,
+    INTEGER_COUNT,
+    MEAN,
+    SQUARE,
+    SUM,
+    together,
+)
 from optstate.optimizers.spec import OptimizerSpec, SlotSpec
 
 _SCALAR = SlotSpec(role="other", shape="scalar", dtype="scalar")  # on the parameter's device, unlike a count
-_FACTOR = replace(SQUARE, role="factored_row", shape="row", dtype="gradient", when="matrix")
+_FACTOR = replace(SQUARE, role="factored_row", shape="row", dtype="gradient", when="matrix", age="weighted")
 _HISTORY = SlotSpec(
     role="preconditioner",
     dtype="gradient",
@@ -26,6 +36,7 @@ _HISTORY = SlotSpec(
 TORCH_OPTIM = (
     OptimizerSpec(
         name="torch.optim.sgd.SGD",
+        update="sgd",
         hyperparameters=("lr", "momentum", "dampening", "weight_decay", "nesterov"),
         slots={
             # Deleted, not zeroed: the first gradient enters an absent buffer undamped.
@@ -34,37 +45,46 @@ TORCH_OPTIM = (
     ),
     OptimizerSpec(
         name="torch.optim.adam.Adam",
+        update="adam",
+        decoupled="decoupled_weight_decay",
         hyperparameters=(*ADAM_GROUP, "amsgrad"),
         slots=ADAM,
     ),
     OptimizerSpec(
         name="torch.optim.adamw.AdamW",
+        update="adam",
+        decoupled=True,
         hyperparameters=(*ADAM_GROUP, "amsgrad"),
         fixed={"decoupled_weight_decay": True},
         slots=ADAM,
     ),
     OptimizerSpec(
         name="torch.optim.nadam.NAdam",
+        update="nadam",
+        decoupled="decoupled_weight_decay",
         hyperparameters=(*ADAM_GROUP, "momentum_decay"),
         slots=together(
             step=COUNT,
             mu_product=replace(COUNT, role="other", coefficient="betas[0]", reset=1.0),
-            exp_avg=replace(MEAN, coefficient="betas[0]"),
-            exp_avg_sq=replace(SQUARE, coefficient="betas[1]"),
+            exp_avg=replace(MEAN, coefficient="betas[0]", age="stored"),  # corrected by mu_product
+            exp_avg_sq=replace(DEBIASED_SQUARE, coefficient="betas[1]"),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.radam.RAdam",
+        update="radam",
+        decoupled="decoupled_weight_decay",
         # Many fused Adams of other libraries write the same four keys and the same slots, but no `foreach`.
         hyperparameters=(*ADAM_GROUP, "foreach"),
         slots=together(
             step=COUNT,
             exp_avg=replace(MEAN, coefficient="betas[0]"),
-            exp_avg_sq=replace(SQUARE, coefficient="betas[1]"),
+            exp_avg_sq=replace(DEBIASED_SQUARE, coefficient="betas[1]"),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.adamax.Adamax",
+        update="adamax",
         hyperparameters=ADAM_GROUP,
         slots=together(
             step=COUNT,
@@ -74,6 +94,7 @@ TORCH_OPTIM = (
     ),
     OptimizerSpec(
         name="torch.optim.adagrad.Adagrad",
+        update="adagrad",
         hyperparameters=("lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"),
         slots=together(
             step=replace(COUNT, created="constructor"),
@@ -82,6 +103,7 @@ TORCH_OPTIM = (
     ),
     OptimizerSpec(
         name="torch.optim.adadelta.Adadelta",
+        update="adadelta",
         hyperparameters=("lr", "rho", "eps", "weight_decay"),
         slots={
             "step": COUNT,  # counted, never used
@@ -93,6 +115,7 @@ TORCH_OPTIM = (
     ),
     OptimizerSpec(
         name="torch.optim.rmsprop.RMSprop",
+        update="rmsprop",
         hyperparameters=("lr", "momentum", "alpha", "eps", "centered", "weight_decay"),
         slots={
             "step": COUNT,  # counted, never used
@@ -108,6 +131,7 @@ TORCH_OPTIM = (
     ),
     OptimizerSpec(
         name="torch.optim.rprop.Rprop",
+        update="rprop",
         hyperparameters=("lr", "etas", "step_sizes"),
         slots={
             "step": COUNT,  # counted, never used
@@ -119,6 +143,7 @@ TORCH_OPTIM = (
     ),
     OptimizerSpec(
         name="torch.optim.asgd.ASGD",
+        update="asgd",
         hyperparameters=("lr", "lambd", "alpha", "t0", "weight_decay"),
         slots=together(
             step=replace(_SCALAR, role="step"),
@@ -129,25 +154,30 @@ TORCH_OPTIM = (
     ),
     OptimizerSpec(
         name="torch.optim.sparse_adam.SparseAdam",
+        update="sparse_adam",
         hyperparameters=("lr", "betas", "eps"),
         slots=together(
             step=INTEGER_COUNT,
             exp_avg=replace(MEAN, coefficient="betas[0]"),
-            exp_avg_sq=replace(SQUARE, coefficient="betas[1]"),
+            exp_avg_sq=replace(DEBIASED_SQUARE, coefficient="betas[1]"),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.Adafactor",
+        update="adafactor",
+        decoupled=True,
         hyperparameters=("lr", "beta2_decay", "eps", "d", "weight_decay"),
         slots=together(
             step=COUNT,
             row_var=replace(_FACTOR, coefficient="beta2_decay"),
             col_var=replace(_FACTOR, coefficient="beta2_decay", role="factored_column", shape="column"),
-            variance=replace(SQUARE, coefficient="beta2_decay", when="vector", dtype="gradient"),
+            variance=replace(SQUARE, coefficient="beta2_decay", when="vector", dtype="gradient", age="weighted"),
         ),
     ),
     OptimizerSpec(
         name="torch.optim.Muon",
+        update="muon",
+        decoupled=True,
         hyperparameters=("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps"),
         slots={"momentum_buffer": replace(MEAN, convention="ema", coefficient="momentum", dtype="gradient")},
     ),

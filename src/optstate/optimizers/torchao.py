@@ -16,6 +16,8 @@ TORCHAO = tuple(
         hyperparameters=(*ADAM_GROUP, "amsgrad"),
         closed=True,
         stored_as=stored_as,
+        update="adam",
+        decoupled=name == "AdamW",
         slots=ADAM,
     )
     for suffix, stored_as in (("8bit", "8-bit"), ("4bit", "4-bit"), ("Fp8", "fp8"))

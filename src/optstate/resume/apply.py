@@ -13,7 +13,7 @@ from torch import nn
 
 from optstate.errors import RestoreFailed
 from optstate.live.bind import Bound
-from optstate.live.view import LiveSource
+from optstate.live.source import LiveSource
 from optstate.live.weights import live_weights
 from optstate.optimizers.registry import by_class
 from optstate.resume.decisions import HyperparameterDecision, ObjectDecision, SlotDecision, WeightDecision

@@ -7,21 +7,26 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
 from optstate.errors import BindError, RestoreRefused, StalePlan
+from optstate.live.journals import journal_of, restored
+from optstate.live.source import LiveSource
 from optstate.live.unwrap import unwrap_optimizer
-from optstate.live.view import LiveSource, checked_model, optimizers_by_name
+from optstate.live.view import checked_model, optimizers_by_name
 from optstate.live.weights import ExtraState, live_weights
 from optstate.optimizers.registry import qualified_name
 from optstate.resume.apply import Live, commit, stage
 from optstate.resume.decisions import HyperparameterDecision, ObjectDecision, SlotDecision, WeightDecision, missing
 from optstate.resume.planner import Comparison, compare_optimizers, compare_weights
 from optstate.resume.source import Restorable, Saved, saved_side
+from optstate.state.journal import Journal, JournalEntry
 from optstate.state.table import ROWS, Table, format_value
+from optstate.state.tensors import is_tensor
 from optstate.store.objects import MODEL, RNG, RandomState
 from optstate.text import count, listing, safe_text
 
@@ -50,6 +55,7 @@ class RestorePlan:
     left_out: tuple[str, ...]
     _live: Live = field(repr=False)
     _stamp: tuple[object, ...] = field(repr=False)
+    _journal: Journal | None = field(repr=False)
 
     def apply(self) -> RestorePlan:
         """Do what the plan says: verify every digest, then write in place, objects last. Returns the plan itself.
@@ -73,7 +79,22 @@ class RestorePlan:
             )
         staged = stage(self.weights, self.slots, self.hyperparameters, self.objects)
         commit(self._live, staged, self.source)
+        if self._live.state is not None:
+            restored(journal_of(self._live.state.live_optimizers), self._journal, self._entry())
         return self
+
+    def _entry(self) -> JournalEntry:
+        slots = [item for item in self.slots if item.key is not None]
+        return JournalEntry(
+            verb="restore",
+            arguments={"source": self.source},
+            step=self.step,
+            selection="*",
+            parameters=len({item.parameter for item in self.slots}),
+            slots=len(slots),
+            elements=sum(prod(item.saved.shape) for item in slots if is_tensor(item.saved)),
+            backup=False,
+        )
 
     @property
     def exact(self) -> bool:
@@ -153,6 +174,7 @@ def plan(
         left_out=tuple(found.left_out),
         _live=live,
         _stamp=_stamp(live),
+        _journal=saved.journal,
     )
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from optstate.live.bind import Bound
+from optstate.live.source import LiveSource, hyperparameters, load_hooks
 from optstate.live.tensors import dtype_name
-from optstate.live.view import LiveSource, hyperparameters, load_hooks
 from optstate.live.weights import live_weights
 from optstate.optimizers.registry import by_class, qualified_name
 from optstate.optimizers.spec import ALGORITHM_FLAGS, IMPLEMENTATION_FLAGS, OptimizerSpec

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from optstate.errors import RestoreError
 from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.opening import open_checkpoint
+from optstate.formats.ours.manifest import FORMAT
 from optstate.live.named import NAMED_FORMAT
 from optstate.live.tensors import held
 from optstate.optimizers.interpret import explain_absences, interpret
@@ -17,6 +18,7 @@ from optstate.optimizers.registry import by_name
 from optstate.state.absence import Absence
 from optstate.state.frozen import FrozenParameter, FrozenSource
 from optstate.state.groups import Group, OptimizerInfo
+from optstate.state.journal import Journal
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.parameter import ParameterFacts
 from optstate.state.tensors import TensorRef, Value
@@ -27,7 +29,7 @@ Restorable: TypeAlias = "str | os.PathLike[str] | Checkpoint | OptimizerState | 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The saved side of a plan. `weights` is None where the source has no notion of them."""
+    """The saved side of a plan. `weights` and `journal` are None where the source has no notion of them."""
 
     label: str
     step: int | None
@@ -36,6 +38,7 @@ class Saved:
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     objects: Mapping[str, Value] = field(default_factory=dict)
     object_classes: Mapping[str, str] = field(default_factory=dict)
+    journal: Journal | None = None
 
 
 def saved_side(source: Restorable) -> Saved:
@@ -51,6 +54,7 @@ def saved_side(source: Restorable) -> Saved:
             source.aliases,
             source.objects,
             source.object_classes,
+            source.journal if source.journal or source.format == FORMAT else None,
         )
     if isinstance(source, OptimizerState):
         return Saved("a state in memory", None, source.snapshot())

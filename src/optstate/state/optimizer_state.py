@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Protocol
+from typing import Any, Protocol
 
-from optstate.errors import NoSuchParameter
+from optstate.errors import EditError, NoSuchParameter
 from optstate.state.groups import Group, OptimizerInfo
 from optstate.state.parameter import ParameterFacts, ParamState, SlotReader
 from optstate.state.selection import Selection, select
@@ -104,6 +104,13 @@ class OptimizerState(Mapping[str, ParamState]):
             self, pattern, role=role, group=group, optimizer=optimizer, ndim=ndim, dtype=dtype, trained=trained
         )
 
+    def edit(self, *_arguments: Any, **_options: Any) -> Any:
+        """Only the state of a running optimizer is edited in place; raises `EditError`, which says what to do instead."""
+        raise EditError(
+            "this state does not belong to a running optimizer, so it cannot be edited in place",
+            todo="a file: optstate.edit(path, new_path, ...) writes an edited copy; an optimizer: optstate.attach(...)",
+        )
+
     def snapshot(self) -> OptimizerState:
         """A frozen copy: of a live state every slot is cloned on its device; a state from a file is one already."""
         return OptimizerState(self.source.freeze())
@@ -125,6 +132,12 @@ class OptimizerState(Mapping[str, ParamState]):
                 found=shown,
                 todo="state['encoder.weight']; list(state) shows the names",
             )
+        for reason, left_out in self.left_out.items():
+            if name in left_out:
+                return NoSuchParameter(
+                    f"{shown!r} is not in this state: it is {reason}",
+                    todo="give the optimizer this very tensor; a replaced parameter needs a new optimizer, or add_param_group",
+                )
         near = [safe_text(match) for match in get_close_matches(name, names, n=3)]
         return NoSuchParameter(
             f"no parameter is named {shown!r}",

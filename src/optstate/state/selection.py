@@ -6,12 +6,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import translate
-from typing import overload
+from typing import TypedDict, overload
 
 from optstate.errors import NothingSelected, SelectionError
 from optstate.state.parameter import ParamState
 from optstate.state.roles import ROLES
 from optstate.text import count, listing, safe_text
+
+
+class Predicates(TypedDict, total=False):
+    """What a selection may ask of a parameter besides its name; see `OptimizerState.select`."""
+
+    role: str | None
+    group: int | None
+    optimizer: str | None
+    ndim: int | None
+    dtype: str | None
+    trained: bool | None
 
 
 class Selection(Sequence[ParamState]):
@@ -103,7 +114,7 @@ def select(
         tests[f"trained={trained}"] = lambda p: bool(p.slots) is trained
 
     matches = matcher(pattern)
-    every = list(state)
+    every = list(iter(state))  # list(state) asks for its length first, and a live state binds every name for each
     named = [name for name in every if matches(name)]
     if not named:
         raise NothingSelected(

@@ -13,8 +13,10 @@ from optstate.errors import OptstateError, TargetExists, Unsaveable
 from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.opening import open_checkpoint
 from optstate.formats.ours.directory import is_checkpoint
+from optstate.formats.ours.journal import as_object
 from optstate.state.frozen import FrozenParameter, FrozenSource
 from optstate.state.groups import Group
+from optstate.state.journal import Journal
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.tensors import TensorRef, nbytes
 from optstate.store.commit import target_exists
@@ -109,10 +111,10 @@ def convert(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     path = Path(target)
-    chosen = _target(to, path)
-    _check_target(checkpoint, path, chosen, replace=replace)
+    chosen = chosen_target(to, path)
+    check_target(checkpoint, path, chosen, replace=replace)
     sieve = Sieve(_LEAVES[chosen])
-    clean = _sifted(_weights_alone(checkpoint) if weights_only else checkpoint, sieve)
+    clean = _sifted(_weights_alone(checkpoint) if weights_only else _placed_journal(checkpoint, chosen), sieve)
     left_out = (*(f"not read: {safe_text(line)}" for line in checkpoint.unread), *sieve.left_out)
     if left_out and not partial:
         raise _incomplete(checkpoint, chosen, left_out)
@@ -154,8 +156,13 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[TensorRef]:
 # --- what goes into the target ----------------------------------------------------------------------------
 
 
+def _placed_journal(checkpoint: Checkpoint, to: Target) -> Checkpoint:
+    return checkpoint if to == "optstate" else as_object(checkpoint)
+
+
 def _weights_alone(checkpoint: Checkpoint) -> Checkpoint:
-    return copy(checkpoint, step=None, state=OptimizerState(FrozenSource([], {})), objects={}, unplaced={})
+    state = OptimizerState(FrozenSource([], {}))
+    return copy(checkpoint, step=None, state=state, objects={}, unplaced={}, journal=Journal())
 
 
 def _sifted(checkpoint: Checkpoint, sieve: Sieve) -> Checkpoint:
@@ -198,14 +205,15 @@ def _group(group: Group, optimizer: str, sieve: Sieve) -> Group:
 # --- what is refused --------------------------------------------------------------------------------------
 
 
-def _target(to: str | None, path: Path) -> Target:
+def chosen_target(to: str | None, path: Path) -> Target:
+    """The format to write: the one named, or what the suffix says. Raises `OptstateError` for a name of none."""
     chosen = _SUFFIXES.get(path.suffix, "optstate") if to is None else to
     if chosen not in TARGETS:
         raise OptstateError("there is no such format to write", expected=", ".join(TARGETS), found=safe_text(to, 40))
     return chosen
 
 
-def _check_target(checkpoint: Checkpoint, path: Path, to: Target, *, replace: bool) -> None:
+def check_target(checkpoint: Checkpoint, path: Path, to: Target, *, replace: bool) -> None:
     """What is at the target is replaced only if it is of the same kind, and never while it is being read."""
     if not os.path.lexists(path):
         return

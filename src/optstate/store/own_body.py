@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import secrets
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
@@ -18,6 +17,7 @@ from optstate.formats.containers.sparse import SparseRef
 from optstate.formats.containers.stored_tensor import StoredTensor
 from optstate.formats.orders import Weight, trained
 from optstate.formats.ours import nodes
+from optstate.formats.ours.journal import written
 from optstate.formats.ours.manifest import (
     Body,
     Environment,
@@ -33,6 +33,7 @@ from optstate.formats.ours.manifest import (
 from optstate.formats.ours.nodes import Node, Tree
 from optstate.formats.ours.own_tensors import OwnTensor
 from optstate.formats.ours.tree import ArrayRef, Leaf, Path, encode
+from optstate.state.journal import utc_now
 from optstate.state.tensors import DTYPES, TensorRef, is_tensor
 from optstate.store.runs import dense_stride, row_major_pieces
 from optstate.store.table import PayloadTable
@@ -94,7 +95,7 @@ def own_body(checkpoint: Checkpoint) -> tuple[Body, list[Payload]]:
     state = checkpoint.state
     body = Body(
         save_id=secrets.token_hex(16),
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=utc_now(),
         environment=_environment(),
         step=checkpoint.step,
         optimizers=tuple(_optimizers(checkpoint, table)),
@@ -105,6 +106,7 @@ def own_body(checkpoint: Checkpoint) -> tuple[Body, list[Payload]]:
             for name, value in checkpoint.objects.items()
         },
         left_out={reason: tuple(map(_text, names)) for reason, names in state.left_out.items() if names},
+        journal=written(checkpoint.journal),
     )
     return body, list(table.payloads.values())
 

@@ -6,7 +6,6 @@ import os
 import platform
 import secrets
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from operator import index
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from optstate.errors import BindError, TargetExists, Unsaveable
 from optstate.formats.ours.directory import is_checkpoint, settled
+from optstate.formats.ours.journal import written
 from optstate.formats.ours.manifest import (
     Body,
     Environment,
@@ -28,10 +28,13 @@ from optstate.formats.ours.manifest import (
 )
 from optstate.formats.ours.nodes import Tree
 from optstate.formats.ours.tree import Leaf, encode
-from optstate.live.view import LiveSource, checked_model, optimizers_by_name
+from optstate.live.journals import journal_of
+from optstate.live.source import LiveSource
+from optstate.live.view import checked_model, optimizers_by_name
 from optstate.live.weights import live_weights
 from optstate.optimizers.interpret import interpret
 from optstate.optimizers.registry import by_class, qualified_name
+from optstate.state.journal import utc_now
 from optstate.state.slot import Slot
 from optstate.store.commit import target_exists
 from optstate.store.files import RealFiles
@@ -84,7 +87,7 @@ def save(
     source = None if module is None or optimizer is None else LiveSource(optimizers_by_name(optimizer), module)
     body = Body(
         save_id=secrets.token_hex(16),
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=utc_now(),
         environment=_environment(),
         step=_checked_step(step),
         optimizers=() if source is None else tuple(_optimizers(source, table)),
@@ -97,6 +100,7 @@ def save(
         left_out={}
         if source is None
         else {reason: tuple(names) for reason, names in source.left_out().items() if names},
+        journal=() if source is None else written(journal_of(source.live_optimizers)),
     )
     write_checkpoint(path, body, list(table.payloads.values()), RealFiles(), replace=replace)
     return path

@@ -13,6 +13,7 @@ from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.containers.folder import open_within
 from optstate.formats.containers.regular import ByteSource
 from optstate.formats.containers.safetensors_header import header_metadata
+from optstate.formats.ours.journal import read
 from optstate.formats.ours.manifest import (
     FORMAT,
     MANIFEST,
@@ -181,6 +182,7 @@ def _checkpoint(path: Path, body: Body, sources: Mapping[str, ByteSource], notes
         objects={name: value(entry.state) for name, entry in body.objects.items()},
         object_classes={name: entry.class_name for name, entry in body.objects.items() if entry.class_name is not None},
         notes=notes,
+        journal=read(body.journal),
     )
 
 

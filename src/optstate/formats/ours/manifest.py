@@ -156,13 +156,28 @@ class Environment(_Strict, frozen=True):
     platform: str
 
 
+Number: TypeAlias = float | Literal["NaN", "Infinity", "-Infinity"]
+
+
 class JournalEntry(_Strict, frozen=True):
-    """An edit of the live state before this checkpoint: when (UTC), at which step, why, and of what."""
+    """A change of the state before this checkpoint: `optstate.state.journal` says what the fields are."""
 
     when: str
-    note: str
-    selection: str
+    verb: str
+    arguments: dict[str, Any]
     step: int | None = None
+    note: str = ""
+    selection: str = ""
+    parameters: Natural = 0
+    slots: Natural = 0
+    elements: Natural = 0
+    norms: dict[str, tuple[Number | None, Number | None]] | None = None
+    effect: tuple[Number | None, Number | None, Number | None] | None = None
+    forced: bool = False
+    undone: bool = False
+    backup: bool = True
+    optimizer: str = ""
+    times: Natural = 1
 
 
 class LineageEntry(_Strict, frozen=True):

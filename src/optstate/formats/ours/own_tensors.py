@@ -97,6 +97,11 @@ class OwnTensor:
         self._entry = entry
         self._sources = sources
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """What the manifest says of the bytes of its pieces, in their order."""
+        return tuple(chunk.digest for chunk in self._entry.chunks)
+
     def array(self) -> np.ndarray[Any, Any]:
         """The values, with the strides that they were saved with. Raises `Damaged`, which names this tensor."""
         whole = self._whole().array()

@@ -1,0 +1,45 @@
+"""The journals of running optimizers: one for all that are edited together, for as long as they live."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+import torch
+
+from optstate.state.journal import Journal, JournalEntry
+
+_JOURNALS: WeakKeyDictionary[torch.optim.Optimizer, Journal] = WeakKeyDictionary()
+
+
+def journal_of(optimizers: Mapping[str, torch.optim.Optimizer]) -> Journal:
+    """The journal of these optimizers, always the same one; optimizers that are attached together share theirs."""
+    known = [_JOURNALS[optimizer] for optimizer in optimizers.values() if optimizer in _JOURNALS]
+    journal = known[0] if known else Journal()
+    for other in known[1:]:
+        journal.join(other)
+    _JOURNALS.update(dict.fromkeys(optimizers.values(), journal))
+    return journal
+
+
+def restored(journal: Journal, saved: Journal | None, entry: JournalEntry) -> None:
+    """Go on from the journal of a checkpoint (None: it has none), once its state is live; `entry` tells of the restore.
+
+    What was done since the checkpoint stays in the journal, as undone: the restore took it back.
+    """
+    if saved is not None:
+        known = Counter(map(_mark, saved))
+        since = []
+        for each in journal:
+            known[_mark(each)] -= 1
+            since += [replace(each, undone=True)] if known[_mark(each)] < 0 else []
+        journal.put([*saved, *since])
+    journal.append(entry)
+
+
+def _mark(entry: JournalEntry) -> str:
+    """What tells an entry from others, whatever was written of it later."""
+    document = entry.document()
+    return repr([document[key] for key in ("when", "verb", "note", "selection", "arguments", "optimizer")])

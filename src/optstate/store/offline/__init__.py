@@ -1,0 +1,1 @@
+"""Edits of the state in a file: recorded, measured and written block by block. No torch."""
