@@ -40,7 +40,8 @@ def chunks(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The elements of a chunk one after the other: of a single dense tensor the memory itself, else a copy."""
     if len(tensors) == 1:
-        return tensors[0].detach().reshape(-1)
+        (tensor,) = tensors
+        return tensor if tensor.dim() == 1 and not tensor.requires_grad else tensor.detach().reshape(-1)
     if _rows_alike(tensors):  # four times as fast as what takes any shapes
         return torch.cat(list(tensors)).detach().reshape(-1)
     return _flatten_dense_tensors(tensors)  # type: ignore[no-any-return]

@@ -16,18 +16,21 @@ class Readout:
 
     def ask(self, numbers: torch.Tensor) -> int:
         """Note a tensor of real numbers; returns its place in `fetch`."""
-        self._asked.append(numbers.detach().reshape(-1))
+        self._asked.append(numbers)
         return len(self._asked) - 1
 
     def fetch(self) -> list[list[float]]:
         """The numbers of every tensor asked for, in order; those that came with an earlier call are not read again."""
-        devices: dict[torch.device, list[int]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, torch.Size], list[int]] = {}
         for place in range(len(self._read), len(self._asked)):
-            devices.setdefault(self._asked[place].device, []).append(place)
-        found: dict[int, list[float]] = {}
-        for places in devices.values():
-            numbers = iter(torch.cat([self._asked[place].to(torch.float64) for place in places]).tolist())
-            for place in places:
-                found[place] = list(islice(numbers, self._asked[place].numel()))
+            asked = self._asked[place]
+            kinds.setdefault((asked.device, asked.dtype, asked.shape), []).append(place)
+        devices: dict[torch.device, list[torch.Tensor]] = {}
+        for (device, _, _), places in kinds.items():  # each call of torch takes longer than all of this
+            together = torch.stack([self._asked[place] for place in places])
+            devices.setdefault(device, []).append(together.detach().reshape(-1).to(torch.float64))
+        numbers = iter([number for parts in devices.values() for number in torch.cat(parts).tolist()])
+        order = [place for device in devices for kind, places in kinds.items() if kind[0] == device for place in places]
+        found = {place: list(islice(numbers, self._asked[place].numel())) for place in order}
         self._read.extend(found[place] for place in sorted(found))
         return self._read
