@@ -13,7 +13,8 @@ from optstate.cli.show_text import next_command, show_text, where_to_look
 from optstate.cli.terminal import Progressing, debug_option, hint, json_option, quoted, say, say_json
 from optstate.errors import NoSuchParameter, NothingSelected
 from optstate.formats.checkpoint import Checkpoint
-from optstate.formats.opening import open_checkpoint, without_collection
+from optstate.formats.opening import open_checkpoint
+from optstate.state.collection import without_collection
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.stats import stats_of
 from optstate.state.table import ROWS, Measured

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from optstate.formats.checkpoint import Checkpoint
@@ -28,6 +26,7 @@ from optstate.formats.containers.torch_zip import is_torch_zip, read_torch_zip
 from optstate.formats.containers.zip_archive import ZipArchive
 from optstate.formats.layouts.catalogue import FILES, folders, zips
 from optstate.formats.parts import Parts, assemble
+from optstate.state.collection import without_collection
 
 MANIFEST = "manifest.json"
 
@@ -133,18 +132,3 @@ def _open_directory(path: Path) -> Checkpoint:
     from optstate.formats.candidates import nothing_fits
 
     raise nothing_fits(folder)
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Keep Python from looking for cycles, of which reading makes none: among a million objects that takes as long again.
-
-    Works as a decorator too. Whether Python collected before is as it was, whatever happens.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -88,51 +88,68 @@ def batches(
     for group in binding.groups:
         optimizer = optimizers[group.optimizer]
         place = Place(group.optimizer, optimizer, group.number, by_class(type(optimizer)))
-        state, alike, keys_of = optimizer.state, _Alike(place, found), keys(place.spec)
-        for name, parameter in zip(group.names, group.tensors, strict=True):
-            entry = state.get(parameter) if name in wanted else None  # .get: reading a missing one would create it
-            if entry:
-                for key in keys_of(entry):
-                    alike.add(name, parameter, entry, key)  # type: ignore[arg-type]  # None is never wanted
+        state, keys_of = optimizer.state, keys(place.spec)
+        there = [  # .get: reading a missing one would create it
+            (name, parameter, entry)
+            for name, parameter in zip(group.names, group.tensors, strict=True)
+            if name in wanted and (entry := state.get(parameter))
+        ]
+        if there:
+            found += _uniform(place, there, keys_of) or _various(place, there, keys_of)
     _refuse_shared(found)
     return found
 
 
-_NONE: tuple[Batch | None, Any, Any] = (None, None, None)
+There: TypeAlias = Sequence[tuple[Any, torch.Tensor, Mapping[str, Any]]]
+"""Names, parameters and their entries."""
+
+
+def _uniform(place: Place, there: There, keys_of: KeysOf) -> list[Batch] | None:
+    """One batch for each key, where the entries differ in nothing but their values, as they nearly always do.
+
+    What follows takes several times as long.
+    """
+    names, parameters, entries = map(list, zip(*there, strict=True))
+    if len(set(map(tuple, entries))) > 1:
+        return None
+    found = []
+    for key in keys_of(entries[0]):
+        values = [entry[key] for entry in entries]
+        if key in _SCALES or set(map(type, values)) != {torch.Tensor}:
+            return None
+        if len({(value.dtype, value.device, value.layout) for value in values} | {_layout(values[0])}) > 1:
+            return None
+        found.append(Batch(place, key, "dense", list(names), list(parameters), values))
+    return found
+
+
+def _layout(value: torch.Tensor) -> tuple[torch.dtype, torch.device, torch.layout]:
+    return value.dtype, value.device, torch.strided
+
+
+def _various(place: Place, there: There, keys_of: KeysOf) -> list[Batch]:
+    """A batch for each key, type and device."""
+    found: list[Batch] = []
+    alike = _Alike(place, found)
+    for name, parameter, entry in there:
+        for key in keys_of(entry):
+            alike.add(name, parameter, entry, key)
+    return found
 
 
 class _Alike:
-    """Puts slots of one param group into batches. Most are of the same kind as the one before."""
+    """Puts slots of one param group into batches."""
 
     def __init__(self, place: Place, found: list[Batch]) -> None:
         self._place = place
         self._found = found
-        self._latest: dict[str, tuple[Batch | None, Any, Any]] = {}
         self._batches: dict[tuple[Any, ...], Batch] = {}
 
     def add(self, name: str, parameter: torch.Tensor, entry: Mapping[str, Any], key: str) -> None:
-        value = entry[key]
-        batch, dtype, device = self._latest.get(key, _NONE)
-        if (
-            batch is not None
-            and type(value) is torch.Tensor
-            and value.dtype is dtype
-            and value.device == device
-            and batch.form == "dense"
-            and value.layout is torch.strided
-            and key not in _SCALES
-        ):  # as nearly all are: half the time of what follows
-            batch.names.append(name)
-            batch.parameters.append(parameter)
-            batch.values.append(value)
-            return
-        form, values = stored(entry, key, value)
+        form, values = stored(entry, key, entry[key])
         for item in values:
-            batch, dtype, device = self._latest.get(key, _NONE)
             kind = (item.dtype, item.device) if isinstance(item, torch.Tensor) else (type(item), None)
-            if batch is None or form != batch.form or dtype is not kind[0] or device != kind[1]:
-                batch = self._batch(key, form, kind)
-                self._latest[key] = (batch, *kind)
+            batch = self._batch(key, form, kind)
             batch.names.append(name)
             batch.parameters.append(parameter)
             batch.values.append(item)

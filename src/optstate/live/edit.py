@@ -24,6 +24,7 @@ from optstate.live.verbs import ALL, Verb
 from optstate.live.writing import Writer
 from optstate.optimizers.registry import by_class
 from optstate.state.change import Change
+from optstate.state.collection import without_collection
 from optstate.state.journal import JournalEntry
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.selection import Predicates
@@ -134,6 +135,7 @@ class Edit:
             self._is_open = False
             _OPEN.difference_update(self._source.live_optimizers.values())
 
+    @without_collection()
     def act(self, target: Target, verb: Verb) -> None:
         """Carry a verb out. What a failure leaves half done is taken back with the whole edit."""
         if not self._is_open:
@@ -153,6 +155,7 @@ class Edit:
             self._failed = problem
             raise
 
+    @without_collection()
     def _finish(self) -> bool:
         """Whether the edit stays. Raises `EditRefused` where it must not."""
         if self._failed is not None:
