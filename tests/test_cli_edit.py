@@ -226,3 +226,25 @@ def test_help_shows_examples(call):
     assert code == 0
     assert "optstate edit runs/a/step-420 --select 'layers.3.*' --zero momentum -o" in out
     assert "Exit codes:" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--reset", "-o", "b"), "--reset wants SLOT, and -o came next"),
+        (("--scale", "--dry-run"), "--scale wants SLOT=FACTOR, and --dry-run came next"),
+        (("--rows", "0:99999999999999", "--zero", "momentum", "--dry-run"), "is more than 67,108,864 rows"),
+        (("--select", "0", "--zero", "momentum", "--dry-run"), "did you mean '0.'"),
+    ],
+)
+def test_slips_of_the_pen_are_told(call, arguments, says):
+    """A forgotten slot, a range that no memory holds, a module's name for its parameters: what was meant is said."""
+    code, _, err = call("a", *arguments)
+    assert (code, says in err) == (2, True)
+
+
+def test_a_count_has_no_norm(call):
+    """The norms of a reset are those of its moments, not of step counts."""
+    _, out, _ = call("a", "--reset", "all", "--dry-run")
+    assert "exp_avg" in out
+    assert "step " not in out.partition("NEXT UPDATE")[2]

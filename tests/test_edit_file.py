@@ -406,7 +406,7 @@ def test_a_guessed_optimizer_is_told(theirs):
     """Where a file does not say whose state it is, the change says what it was taken for."""
     with edit(theirs, dry_run=True) as file:
         file.select("*").reset_()
-    assert file.change.notes == ["the file does not say which optimizer wrote it: taken for AdamW?"]
+    assert file.change.notes == ["the file does not say which optimizer wrote it: taken for AdamW"]
 
 
 def test_parts_that_cannot_be_read_are_not_dropped(saved, tmp_path):

@@ -21,6 +21,16 @@ from optstate.text import count, safe_text
 
 REFUSED = 1
 SCHEMA = "optstate.edit/1"
+MOST_ROWS = 1 << 26
+
+
+def _no_option(_: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """What an option got, unless that is the next option, as where its slot was forgotten."""
+    taken = next((value for value in values if value.startswith("-")), None)
+    if taken is not None:
+        wants = param.make_metavar(_)
+        raise click.UsageError(f"{param.opts[0]} wants {wants}, and {safe_text(taken, 60)} came next")
+    return values
 
 
 @click.command(
@@ -50,17 +60,33 @@ Examples:
 @click.option("--exclude", "excluded", multiple=True, metavar="PATTERN", help="Not these; may be repeated.")
 @click.option("--rows", metavar="ROWS", help="Only these rows of each: numbers and ranges, 3,17,40:64.")
 @click.option(
-    "--reset", multiple=True, metavar="SLOT", help="As if fresh, with all that belongs to it; `all` for every slot."
+    "--reset",
+    multiple=True,
+    metavar="SLOT",
+    callback=_no_option,
+    help="As if fresh, with all that belongs to it; `all` for every slot.",
 )
-@click.option("--keep", multiple=True, metavar="SLOT", help="What --reset leaves as it is.")
-@click.option("--set", "set_to", multiple=True, metavar="SLOT=NUMBER", help="Replace every value.")
-@click.option("--lerp", multiple=True, metavar="SLOT=WEIGHT", help="Go part of the way to --towards.")
-@click.option("--towards", metavar="C", type=click.Path(path_type=Path), help="Another checkpoint, for --lerp.")
-@click.option("--zero", multiple=True, metavar="SLOT", help="Make zero.")
-@click.option("--scale", multiple=True, metavar="SLOT=FACTOR", help="Multiply.")
-@click.option("--clamp", multiple=True, metavar="SLOT=MIN:MAX", help="Limit every element; either may be left out.")
+@click.option("--keep", multiple=True, metavar="SLOT", callback=_no_option, help="What --reset leaves as it is.")
+@click.option("--set", "set_to", multiple=True, metavar="SLOT=NUMBER", callback=_no_option, help="Replace every value.")
 @click.option(
-    "--clip-norm", multiple=True, metavar="SLOT=NORM", help="Scale down to an L2 norm of all that is selected."
+    "--lerp", multiple=True, metavar="SLOT=WEIGHT", callback=_no_option, help="Go part of the way to --towards."
+)
+@click.option("--towards", metavar="C", type=click.Path(path_type=Path), help="Another checkpoint, for --lerp.")
+@click.option("--zero", multiple=True, metavar="SLOT", callback=_no_option, help="Make zero.")
+@click.option("--scale", multiple=True, metavar="SLOT=FACTOR", callback=_no_option, help="Multiply.")
+@click.option(
+    "--clamp",
+    multiple=True,
+    metavar="SLOT=MIN:MAX",
+    callback=_no_option,
+    help="Limit every element; either may be left out.",
+)
+@click.option(
+    "--clip-norm",
+    multiple=True,
+    metavar="SLOT=NORM",
+    callback=_no_option,
+    help="Scale down to an L2 norm of all that is selected.",
 )
 @click.option("--per-parameter", is_flag=True, help="With --clip-norm: of each parameter.")
 @click.option("--note", default="", help="Why, for the journal.")
@@ -169,13 +195,14 @@ def _number(option: str, text: str) -> float:
 def _rows(text: str) -> list[int]:
     try:
         parts = [part.partition(":") for part in text.split(",")]
-        return [
-            row for first, colon, last in parts for row in (range(int(first), int(last)) if colon else (int(first),))
-        ]
+        ranges = [range(int(first), int(last) if colon else int(first) + 1) for first, colon, last in parts]
     except ValueError:
         raise click.UsageError(
             f"--rows wants numbers and ranges, such as 3,17,40:64, and got {safe_text(text, 60)!r}"
         ) from None
+    if sum(map(len, ranges)) > MOST_ROWS:
+        raise click.UsageError(f"--rows {safe_text(text, 60)} is more than {MOST_ROWS:,} rows")
+    return [row for each in ranges for row in each]
 
 
 def _chosen(edit: FileEdit, checkpoint: Checkpoint, given: dict[str, Any]) -> FileTarget:

@@ -143,10 +143,11 @@ class Deed:
         return list(dict.fromkeys(mark.batch.key for mark in self.marks))
 
     def norms(self, numbers: Sequence[Sequence[float]]) -> Mapping[str, tuple[float | None, float | None]]:
-        """The norm of each key over all that was touched, before and after."""
+        """The norm of each key over all that was touched, before and after; numbers such as step counts have none."""
         found: dict[str, tuple[float, float]] = {}
         for mark in self.marks:
-            if mark.before is None or mark.after is None:
+            counted = mark.batch.slot is not None and mark.batch.slot.shape == "scalar"
+            if counted or mark.before is None or mark.after is None:
                 continue
             before, after = found.get(mark.batch.key, (0.0, 0.0))
             before += _trusted(numbers[mark.before][0], mark.old)

@@ -147,7 +147,11 @@ def _nearest(pattern: str, names: Sequence[str]) -> str:
 
 
 def _repair(pattern: str, names: Sequence[str]) -> str | None:
-    """The pattern with its misspelt segments replaced by the closest ones in use, if that matches something."""
+    """What a pattern was to be, if that matches something: a prefix, which ends with a dot, or this with its misspelt
+    segments replaced by the closest ones in use.
+    """
+    if any(name.startswith(f"{pattern}.") for name in names):
+        return f"{pattern}."
     known = {segment for name in names for segment in name.split(".")}
     segments = pattern.split(".")
     fixed = [

@@ -285,7 +285,9 @@ def _tensors(checkpoint: Checkpoint) -> dict[tuple[str, str], TensorRef]:
 def _notes(draft: Draft, deeds: Sequence[Deed]) -> list[str]:
     names = {name for deed in deeds for name in deed.aim.names}
     infos = {draft.state[name].facts.optimizer for name in names}
-    guessed = [draft.state.optimizers[each].short_name for each in infos if draft.state.optimizers[each].inferred]
+    guessed = [
+        draft.state.optimizers[each].short_name.rstrip("?") for each in infos if draft.state.optimizers[each].inferred
+    ]
     return [f"the file does not say which optimizer wrote it: taken for {safe_text(each)}" for each in guessed]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from optstate.formats.containers.pickle_machine import Global, Node
 from optstate.formats.containers.storages import Storage, storage_dtype
 from optstate.formats.containers.stored_tensor import Record
@@ -23,12 +25,12 @@ class Storages:
         self._known: dict[str, Storage] = {}
         self._types: dict[Global, tuple[str | None, int | None]] = {}
 
+    @abstractmethod
     def find(self, key: str, nbytes: int | None) -> Record:
         """The record of a key that has so many bytes; None where the size of its elements is not known.
 
         Raises `ValueError` where there is none, or it is not as long.
         """
-        raise NotImplementedError
 
     def get(self, kind: Node, key: Node, elements: Node) -> Storage:
         """The storage that a pickle describes by its class, its key and how many elements it has.

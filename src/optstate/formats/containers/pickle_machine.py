@@ -11,6 +11,7 @@ proportion to the bytes given.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -48,9 +49,9 @@ class Buildable:
 
     __slots__ = ()
 
+    @abstractmethod
     def set_state(self, state: Node) -> None:
         """Take the state. Raises `ValueError` where it cannot be one."""
-        raise NotImplementedError
 
 
 class Global:

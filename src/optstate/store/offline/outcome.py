@@ -82,6 +82,8 @@ def examine(draft: Draft, deeds: Sequence[Deed], watch: Callable[[int, int], Non
 def _entry(draft: Draft, deed: Deed, found: Mapping[tuple[int, str], Stats], effects: Sequence[Effect]) -> JournalEntry:
     norms: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for index, touch in enumerate(deed.touches):
+        if _is_number(draft, touch):
+            continue
         for side, name in enumerate(("before", "after")):
             stats = found.get((index, name))
             if stats is not None:
@@ -100,6 +102,13 @@ def _entry(draft: Draft, deed: Deed, found: Mapping[tuple[int, str], Stats], eff
         effect=None if worst is None else (worst.before, worst.after, worst.fresh),
         optimizer=draft.state[first].facts.optimizer,
     )
+
+
+def _is_number(draft: Draft, touch: Touch) -> bool:
+    """Whether the slot is a number for the whole parameter, such as a step count, of which there is no norm."""
+    spec = draft.spec(touch.parameter)
+    slot = None if spec is None else spec.slots.get(touch.key)
+    return slot is not None and slot.shape == "scalar"
 
 
 def _step(draft: Draft, name: str) -> int | None:
