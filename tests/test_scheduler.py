@@ -461,6 +461,30 @@ def test_a_curve_that_goes_wrong_on_the_way(model):
     assert scheduler.steps == 2
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_function_that_raises_on_the_way(model, groups):
+    """Its exception comes through, and no hyperparameter has moved, in no group; the next step is taken as if nothing was."""
+    broken = [True]
+
+    def momentum(t: int) -> float:
+        if t == 3 and broken:
+            raise LookupError("no table")
+        return 0.9 - 0.1 * t
+
+    each = [{"params": [parameter]} for parameter in model.parameters()][:groups]
+    optimizer = torch.optim.SGD(each, lr=0.1)
+    scheduler = s.Scheduler(optimizer, {"lr": s.linear(1, 0, 100), "momentum": momentum})
+    scheduler.step()
+    scheduler.step()
+    before = everything(model, optimizer)
+    with pytest.raises(LookupError, match="no table"):
+        scheduler.step()
+    assert same(everything(model, optimizer), before)
+    broken.clear()
+    scheduler.step()
+    assert [(group["lr"], group["momentum"]) for group in optimizer.param_groups] == [(0.97, momentum(3))] * groups
+
+
 def test_several_optimizers_move_together_or_not_at_all(model):
     """Where one of them cannot go on, none does."""
     optimizers = {

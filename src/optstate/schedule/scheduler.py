@@ -95,11 +95,12 @@ class Scheduler:
             for name, each in optimizers.items()
             if drives[name]
         }
-        self._only = next(iter(self._tracks.values())) if len(self._tracks) == 1 else None
+        self._only = next(iter(self._tracks.values())) if len(self._tracks) == 1 else None  # may step the quick way
         self._single = not isinstance(optimizer, Mapping)
         self._hooks: list[Callable[[], None]] = []
         self._start(source, {ask.pattern: {} for ask in asks if ask.pattern is not None})
         if hook:
+            self._only = None
             self._hooks = [follow(track.optimizer, partial(track.step, inside=True)) for track in self._tracks.values()]
 
     def _start(self, source: LiveSource | None, patterns: Mapping[str, Mapping[str, Any]]) -> None:
@@ -136,12 +137,13 @@ class Scheduler:
         >>> scheduler.steps, optimizer.param_groups[0]["weight_decay"]
         (1, 0.125)
         """
+        only = self._only
+        if only is None or only.quick is None or not only.quick.step(only):
+            self._step()
+
+    def _step(self) -> None:
         if self._hooks:
             refuse_hooked(self._hooks)
-        if self._only is not None:
-            if not self._only.step_quickly():
-                self._only.step()
-            return
         prepared = [(track, track.prepare(track.steps + 1)) for track in self._tracks.values()]
         for track, moves in prepared:
             track.refuse_inside(moves)

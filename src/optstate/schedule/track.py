@@ -55,7 +55,8 @@ class Track:
         self._sizes: list[int] = []
         self._coupled: set[int] = set()
         self._coupled_at_zero: set[int] = set()
-        self._quick: Quick | None = None
+        self.quick: Quick | None = None
+        """How to take the next step where it only writes numbers; what it refuses, `prepare` understands."""
 
     def __repr__(self) -> str:
         return f"Scheduler({', '.join(f'{drive.label}: {drive.curve}' for drive in self.drives)})"
@@ -82,7 +83,7 @@ class Track:
         }
         self.notes = tuple(dict.fromkeys(note for carries in asked.values() for each in carries for note in each.notes))
         self._groups, self._sizes = list(groups), _sizes(groups)
-        self._quick = None
+        self.quick = None
 
     def _variants(
         self, group: Mapping[str, Any], before: float, after: float
@@ -107,21 +108,11 @@ class Track:
 
         Raises `ScheduleError` where slots would change while a step uses them.
         """
-        if not self.step_quickly():
+        if self.quick is None or not self.quick.step(self):
             moves = self.prepare(self.steps + 1)
             if not inside:
                 self.refuse_inside(moves)
             self.make(moves)
-
-    def step_quickly(self) -> bool:
-        """Take a step the quick way; False, with nothing done, where there may be more to it: `prepare` finds out."""
-        quick, groups = self._quick, self.optimizer.param_groups
-        if quick is None or len(groups) != len(self._groups) or (self._by_members and not self._is_bound()):
-            return False
-        if not quick.step(self.steps + 1, groups):
-            return False
-        self.steps += 1
-        return True
 
     def refuse_inside(self, moves: Moves) -> None:
         """Raise `ScheduleError` where slots would change although the optimizer is in the middle of a step."""
@@ -130,8 +121,8 @@ class Track:
 
     def prepare(self, t: int) -> Moves:
         """All that the values after t steps ask for; nothing is changed. Raises what stands against it."""
-        if self._quick is not None:
-            self._quick.tell()
+        if self.quick is not None:
+            self.quick.tell()
         if not self._is_bound():
             self.bind()
         moves = Moves(t, [])
@@ -197,7 +188,7 @@ class Track:
             for key, value in work.hyperparameters.items():
                 write(group, key, None, value)
         simple = not self._coupled and all(to.value for drive in self.drives for to in drive.targets)
-        self._quick = Quick(self.drives, self._groups) if simple else None
+        self.quick = Quick(self.drives, self._groups, self._is_bound if self._by_members else None) if simple else None
         self.steps = moves.t
 
     # --- the first values, those of a checkpoint, those to come -----------------------------------------------
