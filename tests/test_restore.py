@@ -291,7 +291,7 @@ def test_a_restored_scheduler_explains_the_learning_rate(tmp_path):
     fresh = torch.optim.AdamW(model.parameters(), lr=0.1)
     again = torch.optim.lr_scheduler.ExponentialLR(fresh, 0.5)
     plan = optstate.restore(path, model=model, optimizer=fresh, scheduler=again)
-    assert plan.warnings == ()
+    assert plan.warnings == []
     fresh.step()
     again.step()
     assert fresh.param_groups[0]["lr"] == 0.1 * 0.5 * 0.5
@@ -511,7 +511,7 @@ def test_weights_alone_can_be_restored_and_the_rest_is_named(saved):
     other = mlp(seed=4)
     plan = optstate.restore(path, model=other)
     assert torch.equal(other[0].weight, model[0].weight)
-    assert plan.left_out == ("optimizer state (4 parameters)",)
+    assert plan.left_out == ["optimizer state (4 parameters)"]
     assert not plan.exact
 
 
@@ -575,4 +575,4 @@ def test_objects_that_were_not_saved_or_not_asked_for(tmp_path):
     path = optstate.save(tmp_path / "ck", model=model, counter=counter)
     with pytest.raises(RestoreRefused, match="loader: not among the objects of the checkpoint"):
         optstate.restore(path, model=model, loader=counter)
-    assert optstate.restore(path, model=model).left_out == ("objects counter",)
+    assert optstate.restore(path, model=model).left_out == ["objects counter"]

@@ -5,10 +5,10 @@ A live optimizer and a checkpoint file are the same thing here: named parameters
 see      attach, open, named_state_dict → OptimizerState, ParamState, Slot, Group, OptimizerInfo, Absence,
          Selection, Checkpoint
 change   LiveState (what attach gives: edit, undo, trial, regroup), edit (of a file), schedule → Change, Journal
-know     register, probe → SlotSpec, OptimizerSpec, ProbeReport
+know     register, probe → SlotSpec, OptimizerSpec
 trust    diagnose → Diagnosis, Finding
-keep     save, verify, plan, restore, convert → RestorePlan, VerifyReport, Conversion
-compare  diff → Diff, Difference
+keep     save, verify, plan, restore, convert → Policy, RestorePlan
+compare  diff → Diff
 fail     OptstateError; the whole tree is in optstate.errors
 
 Nothing here imports torch before something that needs it is used: `optstate.open` never does.
@@ -27,16 +27,13 @@ if TYPE_CHECKING:
     from optstate.errors import OptstateError as OptstateError
     from optstate.formats.checkpoint import Checkpoint as Checkpoint
     from optstate.formats.diff_report import Diff as Diff
-    from optstate.formats.difference import Difference as Difference
     from optstate.formats.opening import open_checkpoint as open
-    from optstate.formats.ours.verify import VerifyReport as VerifyReport
     from optstate.formats.ours.verify import verify as verify
     from optstate.live.diagnose import diagnose as diagnose
     from optstate.live.named import named_state_dict as named_state_dict
     from optstate.live.probe import probe as probe
     from optstate.live.state import LiveState as LiveState
     from optstate.live.view import attach as attach
-    from optstate.optimizers.probe_report import ProbeReport as ProbeReport
     from optstate.optimizers.registry import register as register
     from optstate.optimizers.spec import OptimizerSpec as OptimizerSpec
     from optstate.optimizers.spec import SlotSpec as SlotSpec
@@ -44,6 +41,7 @@ if TYPE_CHECKING:
     from optstate.resume.plan import RestorePlan as RestorePlan
     from optstate.resume.plan import plan as plan
     from optstate.resume.plan import restore as restore
+    from optstate.resume.policy import Policy as Policy
     from optstate.state.absence import Absence as Absence
     from optstate.state.change import Change as Change
     from optstate.state.groups import Group as Group
@@ -53,7 +51,6 @@ if TYPE_CHECKING:
     from optstate.state.parameter import ParamState as ParamState
     from optstate.state.selection import Selection as Selection
     from optstate.state.slot import Slot as Slot
-    from optstate.store.convert import Conversion as Conversion
     from optstate.store.convert import convert as convert
     from optstate.store.edit import edit as edit
     from optstate.store.save import save as save
@@ -67,9 +64,7 @@ _MAP = {
     "Checkpoint": "formats.checkpoint",
     "Diagnosis": "doctor.diagnosis",
     "Finding": "doctor.finding",
-    "Conversion": "store.convert",
     "Diff": "formats.diff_report",
-    "Difference": "formats.difference",
     "Group": "state.groups",
     "Journal": "state.journal",
     "LiveState": "live.state",
@@ -78,12 +73,11 @@ _MAP = {
     "OptimizerState": "state.optimizer_state",
     "OptstateError": "errors",
     "ParamState": "state.parameter",
-    "ProbeReport": "optimizers.probe_report",
+    "Policy": "resume.policy",
     "RestorePlan": "resume.plan",
     "Selection": "state.selection",
     "Slot": "state.slot",
     "SlotSpec": "optimizers.spec",
-    "VerifyReport": "formats.ours.verify",
     "attach": "live.view",
     "diagnose": "live.diagnose",
     "convert": "store.convert",
@@ -123,7 +117,6 @@ __all__ = [
     "probe",
     "SlotSpec",
     "OptimizerSpec",
-    "ProbeReport",
     "diagnose",
     "Diagnosis",
     "Finding",
@@ -132,12 +125,10 @@ __all__ = [
     "plan",
     "restore",
     "convert",
+    "Policy",
     "RestorePlan",
-    "VerifyReport",
-    "Conversion",
     "diff",
     "Diff",
-    "Difference",
     "OptstateError",
     "errors",
 ]

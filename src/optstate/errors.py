@@ -16,6 +16,7 @@ OptstateError
 │   ├── TargetExists
 │   └── WriteFailed (OSError) the system refused; errno is kept
 ├── RestoreError
+│   ├── PolicyError           a policy asks for what there is not
 │   ├── RestoreRefused        the plan has faults; nothing was touched
 │   ├── StalePlan             the live side changed since the plan was made
 │   └── RestoreFailed         a failure while applying; says what was put back
@@ -138,6 +139,10 @@ class WriteFailed(SaveError, OSError):
 
 class RestoreError(OptstateError):
     """A checkpoint was not restored."""
+
+
+class PolicyError(RestoreError):
+    """A policy contradicts itself, or names what neither side has."""
 
 
 class RestoreRefused(RestoreError):

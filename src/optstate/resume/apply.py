@@ -14,9 +14,11 @@ from torch import nn
 from optstate.errors import RestoreFailed
 from optstate.live.bind import Bound
 from optstate.live.source import LiveSource
+from optstate.live.transaction import Transaction
 from optstate.live.weights import live_weights
 from optstate.optimizers.registry import by_class
-from optstate.resume.decisions import HyperparameterDecision, ObjectDecision, SlotDecision, WeightDecision
+from optstate.resume.decided import Decided
+from optstate.resume.decisions import Entry, EntryDecision, HyperparameterDecision, ObjectDecision
 from optstate.resume.materialise import materialise
 from optstate.resume.sameness import same
 from optstate.state.tensors import Value, is_tensor, nbytes
@@ -61,25 +63,37 @@ def _read(values: Sequence[Value]) -> list[Any]:
         ]
 
 
-def stage(
-    weights: Sequence[WeightDecision],
-    slots: Sequence[SlotDecision],
-    hyperparameters: Sequence[HyperparameterDecision],
-    objects: Sequence[ObjectDecision],
-) -> Staged:
+def stage(plan: Decided, live: Live) -> Staged:
     """Read everything that a plan will write. Reading verifies each digest, so `Damaged` is raised here or never."""
-    values = _read([item.saved for item in weights] + [item.saved for item in slots])
-    entries: dict[str, dict[str, Any]] = {}
-    for item, value in zip(slots, values[len(weights) :], strict=True):
-        entry = entries.setdefault(item.parameter, {})
-        if item.key is not None:
-            entry[item.key] = value
-    return Staged(
-        {item.name: value for item, value in zip(weights, values, strict=False)},
-        entries,
-        [(item, materialise(item.saved)) for item in hyperparameters if item.changes],
-        [(item, materialise(item.saved)) for item in objects],
+    weights = [item for item in plan.weights if item.saved is not None]
+    entries = [item for item in plan.entries if not item.stays]
+    values = iter(
+        _read([item.saved for item in weights] + [value for item in entries for value in item.saved.values()])
     )
+    targets = {} if live.model is None else live_weights(live.model)
+    read = {item.name: next(values) for item in weights}
+    return Staged(
+        {
+            item.name: read[item.name]
+            if item.transform is None
+            else item.transform(read[item.name], targets[item.name].tensor)
+            for item in weights
+        },
+        {item.parameter: _entry(item, {key: next(values) for key in item.saved}) for item in entries},
+        [(item, materialise(item.value)) for item in plan.hyperparameters if item.changes],
+        [(item, _state(item)) for item in plan.objects],
+    )
+
+
+def _entry(item: EntryDecision, entry: Entry) -> Entry:
+    for transform in item.transforms:
+        entry = transform(entry)
+    return entry
+
+
+def _state(item: ObjectDecision) -> Any:
+    state = materialise(item.saved)
+    return state if item.transform is None else item.transform(state)
 
 
 @dataclass(slots=True)
@@ -99,8 +113,8 @@ class Undo:
         return lost
 
 
-def commit(live: Live, staged: Staged, source: str) -> None:
-    """Write everything, objects last. On a failure everything that can be put back is, then `RestoreFailed`."""
+def commit(live: Live, staged: Staged, plan: Decided) -> None:
+    """Write everything, objects last, and what comes after them. On a failure everything that can be put back is, then `RestoreFailed`."""
     undo = Undo()
     try:
         with torch.no_grad():
@@ -110,6 +124,7 @@ def commit(live: Live, staged: Staged, source: str) -> None:
                 _write_hyperparameters(live.state, staged, undo)
         for decision, state in staged.objects:
             _load_object(decision, live.objects[decision.name], state, undo)
+        _do_last(plan, undo)
     except BaseException as error:
         with torch.no_grad():
             lost = undo.run()
@@ -117,10 +132,17 @@ def commit(live: Live, staged: Staged, source: str) -> None:
             raise  # an interrupt stays one
         raise RestoreFailed(
             f"the restore failed and was undone{' in part' if lost else ''}: {type(error).__name__}: {safe_text(error)}",
-            where=source,
+            where=plan.source,
             found=f"not put back: {', '.join(lost)}" if lost else "everything is as it was before",
             todo="mend the object that raised, then restore again",
         ) from error
+
+
+def _do_last(plan: Decided, undo: Undo) -> None:
+    transaction = Transaction()
+    undo.steps.append(("the groups", transaction.rollback))
+    for work in plan.last:
+        work(transaction)
 
 
 def _write_weights(live: Live, staged: Staged, undo: Undo) -> None:
