@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+
 import hypothesis
 import pytest
 
@@ -15,6 +18,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what runs in the background deaf to Ctrl-C, and children inherit that: some tests press it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.load_profile("whole" if config.getoption("--whole") else "fast")
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optstate
-from optstate.errors import OptstateError
+from optstate.errors import EditError, OptstateError
 from tests.editing import OPTIMIZERS, everything, slots, train, trained
 
 ROLES = ("momentum", "second_moment", "step", "max_second_moment", "previous_gradient", "averaged_weights", "step_size")
@@ -95,6 +95,17 @@ def test_a_verb_is_made_whole_or_not_at_all(name, order, force):
     ]
     assert {stepped[number] for number, _ in changed} <= set(chosen)
     state.undo()
+    assert everything(model, optimizer) == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2.5])
+def test_what_counts_stays_whole(value):
+    """A step count that is a Python integer takes whole numbers only, and says so."""
+    model, optimizer = trained("SparseAdam")
+    state = optstate.attach(optimizer, model)
+    before = everything(model, optimizer)
+    with pytest.raises(EditError, match="/step counts"):
+        state.select("*").step.set_(value)
     assert everything(model, optimizer) == before
 
 

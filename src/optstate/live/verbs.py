@@ -105,7 +105,14 @@ class Verb:
             old = entry[batch.key]
             new = torch.tensor(old, dtype=torch.float64)
             self.write(batch, range(number, number + 1), [new])
-            entry[batch.key] = type(old)(new.item())
+            value = new.item()
+            if isinstance(old, int) and not float(value).is_integer():
+                raise EditError(
+                    f"{self.name} would leave no whole number, and {batch.path(number)} counts",
+                    expected="a whole number",
+                    found=f"{value:g} (it is {old} now)",
+                )
+            entry[batch.key] = type(old)(value)
 
         return rewrite
 
