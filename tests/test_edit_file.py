@@ -345,6 +345,25 @@ def theirs(tmp_path):
     return tmp_path / "a.pt"
 
 
+def test_what_counts_stays_whole(tmp_path):
+    """A step count that is a Python integer takes whole numbers only, and nothing is written otherwise."""
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = torch.optim.SparseAdam(embedding.parameters())
+    embedding(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    torch.save({"model": embedding.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    with (
+        pytest.raises(EditError, match="weight/step counts"),
+        optstate.edit(tmp_path / "a.pt", tmp_path / "b.pt") as edit,
+    ):
+        edit.select("*").step.set_(2.5)
+    assert not (tmp_path / "b.pt").exists()
+    with optstate.edit(tmp_path / "a.pt", tmp_path / "b.pt", force=True) as edit:
+        edit.select("*").step.set_(3.0)
+    step = torch.load(tmp_path / "b.pt")["optimizer"]["state"][0]["step"]
+    assert (type(step), step) == (int, 3)
+
+
 def test_pt_in_pt_out(theirs, tmp_path):
     """A file of torch.save becomes one again, which torch loads; only what was edited differs."""
     with edit(theirs, tmp_path / "b.pt") as file:

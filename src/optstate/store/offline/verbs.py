@@ -70,6 +70,12 @@ class Mapped:
             return replace(value, values=self._tensor(value.values, path, aim))
         if is_tensor(value):
             return self._tensor(value, path, aim)
+        if isinstance(value, int) and not float(self.fill or 0).is_integer():
+            raise EditError(
+                f"{self.name} would leave no whole number, and {path} counts",
+                expected="a whole number",
+                found=f"{self.fill:g} (it is {value} now)",
+            )
         number: Value = type(value)(self.fill)  # which only set_ is permitted to change
         return number
 
