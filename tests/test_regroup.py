@@ -174,6 +174,29 @@ def test_next_steps_are_those_of_such_an_optimizer(cls, options):
     assert rates(optimizer) == rates(built)
 
 
+@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RAdam, torch.optim.SparseAdam])
+def test_averages_keep_their_meaning(cls):
+    """New betas in a young run: the corrected averages m/(1-β^t) and v/(1-β^t) are what they were, so no update jumps."""
+    model = Net()
+    optimizer = cls(model.parameters(), betas=(0.9, 0.999))
+    steps(model, optimizer, range(20))
+
+    def corrected(parameter):
+        (group,) = (each for each in optimizer.param_groups if any(parameter is one for one in each["params"]))
+        entry = optimizer.state[parameter]
+        averages = zip(("exp_avg", "exp_avg_sq"), group["betas"], strict=True)
+        return [entry[key].double() / (1 - beta ** float(entry["step"])) for key, beta in averages]
+
+    before = [corrected(parameter) for parameter in model.parameters()]
+    weight = optimizer.state[model.head.weight]["exp_avg_sq"].clone()
+    entry = apply(optimizer, model, {"*.bias": {"betas": (0.95, 0.9)}})
+    after = [corrected(parameter) for parameter in model.parameters()]
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=0)
+    assert torch.equal(optimizer.state[model.head.weight]["exp_avg_sq"], weight)  # nothing was asked of it
+    assert entry.slots == 4  # two biases, two averages
+
+
 def test_items_of_a_pair_are_hyperparameters():
     """`betas[0]` changes one of two, and both may be given at once by two patterns."""
     model = Net()

@@ -1,4 +1,4 @@
-"""Regroup: other hyperparameters for some parameters, by name. Groups split and merge, the state stays as it is."""
+"""Regroup: other hyperparameters for some parameters, by name. Groups split and merge; averages keep their meaning."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any, TypeAlias
 import torch
 
 from optstate.errors import BindError, SelectionError
+from optstate.live.coupling import Work, plain, work_for
 from optstate.live.group_parts import Part, install, merged, parts_of, same
 from optstate.live.group_rates import cycles, schedulers_of
 from optstate.live.group_values import new_values, refuse_missing_slots
 from optstate.live.source import LiveSource
 from optstate.live.tensors import held
 from optstate.live.transaction import Transaction
+from optstate.optimizers.coupling import Carry, carry
 from optstate.optimizers.registry import by_class, qualified_name
 from optstate.optimizers.spec import number
 from optstate.state.journal import JournalEntry
@@ -40,15 +42,19 @@ def regroup(
     patterns = {id(source.bound(name).tensor): each for name, each in asked.items()}
     names = {id(source.bound(name).tensor): name for name in source.names()}
     schedulers = schedulers_of(source.live_optimizers.values(), scheduler)
-    plans = []
+    plans, works = [], []
     for optimizer in source.live_optimizers.values():
         own = [each for each in schedulers if each.optimizer is optimizer]
         parts = parts_of(optimizer, patterns, _values_of(optimizer, changes), own)
         for part in parts:
             _refuse(optimizer, part, own, names)
+            works.append(_following(transaction, optimizer, part))
         plans.append((optimizer, merged(optimizer, parts) if merge else parts, own))
     for plan in plans:
         install(transaction, *plan)
+    for work in works:
+        transaction.before_write(work.tensors)
+        work.do()
     return JournalEntry(
         verb="regroup",
         arguments={
@@ -56,6 +62,7 @@ def regroup(
         },
         selection=", ".join(map(safe_text, changes)),
         parameters=len(asked),
+        slots=sum(work.slots for work in works),
     )
 
 
@@ -129,6 +136,24 @@ def _refuse(optimizer: torch.optim.Optimizer, part: Part, schedulers: Sequence[A
     parameters = [group["params"][position] for _, position in part.places]
     values = {key: part.hyperparameters[key] for key in part.changed}
     refuse_missing_slots(optimizer, group, values, [(names[id(each)], each) for each in parameters])
+
+
+def _following(transaction: Transaction, optimizer: torch.optim.Optimizer, part: Part) -> Work:
+    """What the slots of a part are asked for: averages that are divided by 1-β^t follow β, so that no update jumps."""
+    spec, group = by_class(type(optimizer)), optimizer.param_groups[part.group]
+    if spec is None or not part.changed:
+        return Work()
+    before, after = plain(group), plain(part.hyperparameters)
+    parameters = [group["params"][position] for _, position in part.places]
+    stepped = [parameter for parameter in parameters if optimizer.state.get(parameter)]
+
+    def ask(step: float | None, present: Sequence[str]) -> Carry:
+        return carry(spec, before, after, step, "keep", slots_present=present)
+
+    work = work_for(spec, group, [optimizer.state[parameter] for parameter in stepped], ask)
+    for parameter in stepped if work.numbers or work.removals else ():
+        transaction.before_entry(optimizer, parameter)
+    return work
 
 
 def _plain(value: Any) -> Any:

@@ -135,8 +135,9 @@ class LiveState(OptimizerState):
     def regroup(self, changes: Changes, *, scheduler: Any = None, note: str = "") -> None:
         """Give the parameters that each pattern means other hyperparameters: groups split and merge as they must.
 
-        State, the order of parameters and every other hyperparameter stay as they are. The lists of torch's schedulers
-        follow: those given as `scheduler`, one or several, or for None all that drive this optimizer.
+        State, the order of parameters and every other hyperparameter stay as they are, except that averages which the
+        optimizer corrects by 1-β^t follow a new β, so that no update jumps. The lists of torch's schedulers follow: those
+        given as `scheduler`, one or several, or for None all that drive this optimizer.
 
         >>> state.regroup({"*.bias": {"weight_decay": 0.0}})
         >>> [group.hyperparameters["weight_decay"] for group in state.groups]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from optstate.errors import ScheduleError
+from optstate.live.coupling import Work, scale
 from optstate.live.source import LiveSource
 from optstate.live.state import LiveState
 from optstate.optimizers.conventions import primary
@@ -18,7 +19,6 @@ from optstate.optimizers.permits import ALLOWED
 from optstate.optimizers.registry import by_class, qualified_name
 from optstate.optimizers.spec import OptimizerSpec
 from optstate.schedule.combine import as_curve
-from optstate.schedule.couple import Work, scale
 from optstate.schedule.curve import Curve, CurveLike
 from optstate.schedule.follow import follow, refuse_hooked, refuse_inside
 from optstate.schedule.log import Log

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from math import isfinite
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from optstate.errors import CoefficientError, ScheduleError
-from optstate.live.batch import stored
+from optstate.live.coupling import Work, work_for
 from optstate.optimizers.change import OnChange
-from optstate.optimizers.conventions import primary
 from optstate.optimizers.coupling import Carry, carry
 from optstate.optimizers.registry import by_class
-from optstate.optimizers.spec import OptimizerSpec, number
+from optstate.optimizers.spec import OptimizerSpec
 from optstate.text import safe_text
 
 Hyperparameters = Mapping[str, Any]
@@ -66,106 +65,18 @@ class Coupling:
         }
 
 
-@dataclass(slots=True)
-class Work:
-    """What a change asks for: slots to scale, slots to remove, further hyperparameters to write."""
-
-    tensors: list[torch.Tensor] = field(default_factory=list)
-    factors: list[float] = field(default_factory=list)
-    numbers: list[tuple[dict[str, Any], str, float]] = field(default_factory=list)
-    removals: list[tuple[dict[str, Any], str]] = field(default_factory=list)
-    hyperparameters: dict[str, float] = field(default_factory=dict)
-    parameters: int = 0
-
-    def __bool__(self) -> bool:
-        """Whether any slot changes."""
-        return bool(self.slots)
-
-    @property
-    def slots(self) -> int:
-        """How many slots change."""
-        return len(self.tensors) + len(self.numbers) + len(self.removals)
-
-    def do(self) -> None:
-        """Change the slots. All factors are checked by now, and all tensors are scaled by one call."""
-        if self.tensors:
-            with torch.no_grad():
-                torch._foreach_mul_(self.tensors, self.factors)  # no public name either; torch's optimizers do so
-        for entry, key, factor in self.numbers:
-            entry[key] *= factor
-        for entry, key in self.removals:
-            del entry[key]
-
-
-def work_for(
+def work_of(
     coupling: Coupling,
     optimizer: torch.optim.Optimizer,
     group: Mapping[str, Any],
     before: Hyperparameters,
     after: Hyperparameters,
 ) -> Work:
-    """What the parameters of a group are asked for, each with its own number of steps; nothing is changed yet.
-
-    Raises `CoefficientError` for a value out of range, `ScheduleError` for a slot that cannot be scaled.
-    """
-    work = Work()
+    """What a change asks of the parameters of a group; nothing is changed. Raises as `work_for`."""
     if coupling.spec is None:
-        return work
+        return Work()
     entries = [entry for parameter in group["params"] if (entry := optimizer.state.get(parameter))]
-    for (step, present), alike in _alike(coupling.spec, group, entries).items():
-        asked = coupling.asks(before, after, step, present)
-        work.hyperparameters = dict(asked.hyperparameters)
-        work.parameters += len(alike) if asked.factors or asked.remove else 0
-        for key, factor in asked.factors.items():
-            scale(work, key, alike, factor)
-        work.removals += [(entry, key) for entry in alike for key in asked.remove]
-    return work
-
-
-def scale(work: Work, key: str, entries: Iterable[dict[str, Any]], factor: float) -> None:
-    """Have a slot of these entries scaled, in whatever form it is kept: of one kept as codes, their scales.
-
-    Raises `ScheduleError` where the form is not known, or the factor is no finite number.
-    """
-    for entry in entries:
-        form, values = stored(entry, key, entry[key])
-        if form == "foreign" or not isfinite(factor):
-            raise ScheduleError(
-                f"slot {safe_text(key)!r} cannot be scaled",
-                expected="a tensor or a number, and a finite factor",
-                found=f"a {type(entry[key]).__name__} and the factor {factor:g}",
-            )
-        if form == "number":
-            work.numbers.append((entry, key, factor))
-        else:
-            work.tensors += values
-            work.factors += [factor] * len(values)
-
-
-def _alike(
-    spec: OptimizerSpec, group: Mapping[str, Any], entries: list[dict[str, Any]]
-) -> dict[tuple[float | None, tuple[str, ...]], list[dict[str, Any]]]:
-    """The entries by their number of steps and the slots that they have; one kind without any where there are none."""
-    found: dict[tuple[float | None, tuple[str, ...]], list[dict[str, Any]]] = {}
-    for entry, step in zip(entries, _steps(spec, group, entries), strict=True):
-        found.setdefault((step, tuple(entry)), []).append(entry)
-    return found or {(None, ()): []}
-
-
-def _steps(spec: OptimizerSpec, group: Mapping[str, Any], entries: list[dict[str, Any]]) -> list[float | None]:
-    """The number of steps of each entry. Those on one device are fetched together: one wait, not one for each."""
-    if spec.group_step is not None:
-        return [number(group.get(spec.group_step))] * len(entries)
-    key = primary(spec, "step")
-    counts = [None if key is None else entry.get(key) for entry in entries]
-    tensors = [count for count in counts if isinstance(count, torch.Tensor)]
-    fetched = {
-        device: iter(torch.stack([each.reshape(()) for each in tensors if each.device == device]).tolist())
-        for device in {tensor.device for tensor in tensors}
-    }
-    return [
-        float(next(fetched[count.device])) if isinstance(count, torch.Tensor) else number(count) for count in counts
-    ]
+    return work_for(coupling.spec, group, entries, partial(coupling.asks, before, after))
 
 
 def coupling_of(optimizer: torch.optim.Optimizer, on_change: OnChange, *, lr_coupling: bool) -> Coupling:

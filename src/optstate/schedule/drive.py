@@ -12,7 +12,6 @@ import torch
 
 from optstate.errors import CoefficientError, ScheduleError
 from optstate.optimizers.ranges import Range
-from optstate.optimizers.spec import number
 from optstate.schedule.curve import Curve
 from optstate.text import safe_text
 
@@ -162,19 +161,6 @@ def write(hyperparameters: dict[str, Any], key: str, index: int | None, value: f
 def version(held: Any) -> int | None:
     """How often a tensor was written to; None for what is none."""
     return held._version if isinstance(held, torch.Tensor) else None  # noqa: SLF001  # torch has no public name for it
-
-
-def plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's hyperparameters as they are now, tensors as the numbers that they hold: the group goes on changing."""
-    return {
-        key: type(value)(map(_plain, value)) if isinstance(value, (tuple, list)) else _plain(value)
-        for key, value in group.items()
-        if key not in _NO_HYPERPARAMETERS
-    }
-
-
-def _plain(value: Any) -> Any:
-    return number(value) if isinstance(value, torch.Tensor) else value
 
 
 def _with(items: Sequence[Any], index: int, value: float) -> Sequence[Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from optstate.live.coupling import Work
 from optstate.live.journals import journal_of
-from optstate.schedule.couple import Work
 from optstate.state.journal import JournalEntry
 
 

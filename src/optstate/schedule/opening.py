@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from optstate.schedule.couple import Coupling, work_for
-from optstate.schedule.drive import plain
+from optstate.live.coupling import plain
+from optstate.schedule.couple import Coupling, work_of
 from optstate.schedule.follow import before_next_step
 from optstate.schedule.log import Log
 
@@ -55,7 +55,7 @@ class Openings:
             return
         groups = self._optimizer.param_groups
         here = [each for each in self._waiting if any(each.group is group for group in groups)]
-        works = [work_for(self._coupling, self._optimizer, each.group, each.before, each.after) for each in here]
+        works = [work_of(self._coupling, self._optimizer, each.group, each.before, each.after) for each in here]
         self.wait(())
         for work in works:
             work.do()

@@ -151,6 +151,16 @@ class Scheduler:
             track.make(moves)
 
     @property
+    def tracks(self) -> Mapping[str, Track]:
+        """What it drives of each optimizer, by its name.
+
+        >>> from optstate import schedule as s
+        >>> s.Scheduler(optimizer, {"lr": s.linear(0.1, 0, 100)}).tracks[""].values(50)
+        [{'lr': 0.05}]
+        """
+        return self._tracks
+
+    @property
     def steps(self) -> int | dict[str, int]:
         """How many steps it has followed; of several optimizers, each one's number by its name."""
         steps = {name: track.steps for name, track in self._tracks.items()}
@@ -204,6 +214,17 @@ class Scheduler:
         >>> scheduler = s.Scheduler(optimizer, {"lr": s.linear(0.1, 0, 100)})
         >>> scheduler.load_state_dict({**scheduler.state_dict()})
         """
+        for name, saved in self.check_state(state, strict=strict).items():
+            self._tracks[name].load(saved)
+
+    def check_state(self, state: Mapping[str, Any], *, strict: bool = True) -> Mapping[str, Any]:
+        """What `load_state_dict` would load, by optimizer; raises what it would raise, and changes nothing.
+
+        >>> from optstate import schedule as s
+        >>> scheduler = s.Scheduler(optimizer, {"lr": s.linear(0.1, 0, 100)})
+        >>> scheduler.check_state(scheduler.state_dict())
+        {'': {'steps': 0, 'curves': {'lr': 'linear(0.1, 0, 100)'}}}
+        """
         saved = state.get("optimizers") if isinstance(state, Mapping) and state.get("format") == FORMAT else None
         if not isinstance(saved, Mapping) or saved.keys() != self._tracks.keys():
             raise ScheduleError(
@@ -216,8 +237,7 @@ class Scheduler:
         if strict:
             for name, track in self._tracks.items():
                 track.refuse_other_curves(saved[name]["curves"])
-        for name, track in self._tracks.items():
-            track.load(saved[name])
+        return saved
 
     def __repr__(self) -> str:
         return ", ".join(map(repr, self._tracks.values()))

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from optstate.errors import ScheduleError
+from optstate.live.coupling import Work, plain
 from optstate.optimizers.spec import number
-from optstate.schedule.couple import Coupling, Work, work_for
-from optstate.schedule.drive import Drive, Target, match, plain, write
+from optstate.schedule.couple import Coupling, work_of
+from optstate.schedule.drive import Drive, Target, match, write
 from optstate.schedule.follow import refuse_inside
 from optstate.schedule.log import Log
 from optstate.schedule.opening import Opening, Openings
@@ -153,7 +154,7 @@ class Track:
         """Add to the moves what those in this group ask of slots and of other hyperparameters."""
         before = plain(group)
         values, asked = self._settled(group, before, moves.t)
-        work = work_for(self._coupling, self.optimizer, group, before, asked)
+        work = work_of(self._coupling, self.optimizer, group, before, asked)
         work.hyperparameters = {key: value for key, value in work.hyperparameters.items() if key not in values}
         moves.writes = [
             (drive, target, values.get(drive.key, value) if target.group is group else value)
@@ -251,6 +252,12 @@ class Track:
         values, _ = self._settled(group, plain(group), t)
         for drive, target in self._in(group):
             yield drive, target, values.get(drive.path, drive.value(t))
+
+    def values(self, t: int) -> list[dict[str, float]]:
+        """What is driven in each group, and its value after t steps; nothing is changed."""
+        return [
+            {drive.path: value for drive, _, value in self._values(group, t)} for group in self.optimizer.param_groups
+        ]
 
     def preview(self, steps: int) -> dict[str, tuple[float, ...]]:
         """What each drive gives in the first steps, and the hyperparameters of each group that then follow."""
