@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from errno import EEXIST, ENOENT, ENOTEMPTY
+from errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -46,12 +46,15 @@ class Disk:
     """
 
     ROOT = 0
+    writers = 0
+    buffer = 8192
 
     def __init__(self, fault: Callable[[int, str], OSError | int | None] = lambda number, what: None) -> None:
         self.boot = RealFiles().boot  # so that a real save after a simulated crash knows whose leftovers they are
         self.directories: dict[int, dict[str, int]] = {self.ROOT: {}}
         self.contents: dict[int, bytearray] = {}
         self.handles: dict[int, int] = {}
+        self.direct: dict[int, bool] = {}
         self.calls: list[tuple[str, Path]] = []
         self.log: list[Step] = []
         self.fault = fault
@@ -68,13 +71,28 @@ class Disk:
         self.handles[handle] = self._link(path, directory=False)
         return handle
 
-    def write(self, handle: int, data: Buffer):
+    def reserve(self, handle, nbytes):
+        inode = self.handles[handle]
+        self._call("reserve", inode)
+        self._put(inode, 0, bytes(nbytes))
+
+    def set_direct(self, handle, *, on):
+        self._call("set_direct", self.handles[handle])
+        self.direct[handle] = on
+        return on
+
+    def write(self, handle: int, data: Buffer, offset):
         inode = self.handles[handle]
         limit = self._call("write", inode)
+        if self.direct.get(handle) and (len(data) % SECTOR or offset % SECTOR):
+            raise OSError(EINVAL, os.strerror(EINVAL))
         piece = bytes(data if limit is None else data[:limit])
-        self.log.append(Step("write", inode, offset=len(self.contents[inode]), data=piece))
-        self.contents[inode] += piece
+        self._put(inode, offset, piece)
         return len(piece)
+
+    def _put(self, inode, offset, data):
+        self.log.append(Step("write", inode, offset=offset, data=data))
+        self.contents[inode][offset : offset + len(data)] = data
 
     def sync(self, handle):
         self._call("sync", self.handles[handle])

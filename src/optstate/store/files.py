@@ -6,12 +6,14 @@ records every step, fails at a chosen one, or replays what a disk would hold aft
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from errno import EEXIST
+from collections.abc import Callable, Sequence
+from errno import EEXIST, EINVAL, ENOSYS, EOPNOTSUPP
+from functools import cache
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Literal, Protocol, TypeAlias
@@ -27,14 +29,26 @@ class Files(Protocol):
     boot: str
     """Eight hexadecimal digits that are the same for all processes of this run of this machine's kernel."""
 
+    writers: int
+    """How many threads may write at a time; 0: none but the one that asks for it."""
+
+    buffer: int
+    """Bytes that are best handed over at once; a multiple of what writing past the page cache asks for."""
+
     def make_directory(self, path: Path) -> None:
         """A new directory; `FileExistsError` when anything is there."""
 
     def create(self, path: Path) -> int:
         """A new file, open for writing; `FileExistsError` when anything is there, a dangling link included."""
 
-    def write(self, handle: int, data: Buffer) -> int:
-        """Append some of `data`, at least one byte; returns how many."""
+    def reserve(self, handle: int, nbytes: int) -> None:
+        """Make a file so long, all of it on space that is its own; nothing where the file system has no way."""
+
+    def set_direct(self, handle: int, *, on: bool) -> bool:
+        """Write past the page cache, or through it again; returns whether the former is on."""
+
+    def write(self, handle: int, data: Buffer, offset: int) -> int:
+        """Write some of `data` at a place in the file, at least one byte; returns how many."""
 
     def sync(self, handle: int) -> None:
         """Wait until the file's content is on the disk."""
@@ -73,6 +87,9 @@ class Files(Protocol):
 class RealFiles:
     """The operating system's own files; satisfies `Files`."""
 
+    writers = 2
+    buffer = 1 << 24
+
     def __init__(self) -> None:
         self.boot = _boot()
 
@@ -82,11 +99,33 @@ class RealFiles:
     def create(self, path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
-    def write(self, handle: int, data: Buffer) -> int:
-        return os.write(handle, data)
+    def reserve(self, handle: int, nbytes: int) -> None:
+        allocate = _fallocate()
+        if allocate is not None and allocate(handle, 0, 0, nbytes) != 0:
+            error = ctypes.get_errno()
+            if error not in (EOPNOTSUPP, ENOSYS, EINVAL):
+                raise OSError(error, os.strerror(error))
+
+    def set_direct(self, handle: int, *, on: bool) -> bool:
+        if not hasattr(os, "O_DIRECT"):
+            return False
+        flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(handle, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            return False
+        return on
+
+    def write(self, handle: int, data: Buffer, offset: int) -> int:
+        return os.pwrite(handle, data, offset)
 
     def sync(self, handle: int) -> None:
-        os.fsync(handle)
+        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, whose fsync leaves bytes in the drive's own cache
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(handle)
 
     def close(self, handle: int) -> None:
         os.close(handle)
@@ -136,6 +175,15 @@ class RealFiles:
 
     def free_bytes(self, path: Path) -> int:
         return shutil.disk_usage(path).free
+
+
+@cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    """The system's own call. The one that Python has writes to every block where the file system cannot do better."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64", None)
+    if function is not None:
+        function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return function
 
 
 def _boot() -> str:

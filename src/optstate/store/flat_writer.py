@@ -19,9 +19,10 @@ from optstate.formats.ours.tree import encode
 from optstate.state.tensors import TensorRef, is_tensor, nbytes
 from optstate.store.commit import new_file
 from optstate.store.files import Files
+from optstate.store.pipeline import Pipeline
 from optstate.store.runs import row_major_pieces
 from optstate.store.torch_tree import by_name
-from optstate.store.writer import HEADER_LIMIT, Output
+from optstate.store.writer import HEADER_LIMIT
 from optstate.text import safe_text, size
 
 _STATE = ("optimizer", "state")
@@ -54,7 +55,11 @@ def write_flat(path: Path, checkpoint: Checkpoint, files: Files, *, replace: boo
             todo="convert to a directory of optstate, which has no such limit",
         )
     total = len(header) + sum(item.nbytes for item in items)
-    with new_file(path, files, replace=replace, nbytes=total) as temporary, Output(temporary, files) as output:
+    with (
+        new_file(path, files, replace=replace, nbytes=total) as temporary,
+        Pipeline(files) as pipeline,
+        pipeline.file(temporary, total) as output,
+    ):
         output.write(header)
         for item in items:
             for piece in row_major_pieces(tensors[item.name]):

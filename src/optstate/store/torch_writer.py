@@ -12,9 +12,9 @@ from zlib_ng.zlib_ng import crc32
 from optstate.state.tensors import ALIGNMENT
 from optstate.store.commit import new_file
 from optstate.store.files import Buffer, Files
+from optstate.store.pipeline import Output, Pipeline
 from optstate.store.runs import lay_out, tensors_in
 from optstate.store.torch_pickle import pickled
-from optstate.store.writer import Output
 
 ROOT = "archive"
 """The folder in the file; torch takes it from the file's name and reads any."""
@@ -36,7 +36,8 @@ def write_torch(path: Path, tree: Any, files: Files, *, replace: bool = False) -
     total = sum(run.nbytes for run in runs)
     with (
         new_file(path, files, replace=replace, nbytes=total + len(content)) as temporary,
-        Output(temporary, files) as output,
+        Pipeline(files) as pipeline,
+        pipeline.file(temporary) as output,
     ):
         archive = _Archive(output)
         archive.add("data.pkl", len(content), iter([content]))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EIO
 from math import prod
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import msgspec
 import xxhash
@@ -27,6 +25,7 @@ from optstate.formats.ours.manifest import (
 from optstate.state.tensors import DTYPES
 from optstate.store.commit import new_directory
 from optstate.store.files import Buffer, Files
+from optstate.store.pipeline import Output, Pipeline
 
 HEADER_LIMIT = 50_000_000
 """Bytes of a safetensors header; readers refuse more than twice that."""
@@ -92,12 +91,14 @@ def write_checkpoint(
     plan = list(_layout(payloads, body.save_id, header_limit))
     with new_directory(path, files, replace=replace, nbytes=sum(file.nbytes for file in plan)) as directory:
         tensors: dict[str, TensorEntry] = {}
-        for file in plan:
-            tensors.update(_write_file(directory, file, files))
-        entries = {file.name: FileEntry(file.nbytes, len(file.header), digest_of(file.header)) for file in plan}
-        complete = msgspec.structs.replace(body, tensors=tensors, files=entries)
-        with Output(directory / MANIFEST, files) as output:
-            output.write(encode_manifest(complete))
+        with Pipeline(files) as pipeline:
+            for file in plan:
+                with pipeline.file(directory / file.name, file.nbytes) as output:
+                    tensors.update(_write_file(output, file))
+            entries = {file.name: FileEntry(file.nbytes, len(file.header), digest_of(file.header)) for file in plan}
+            complete = msgspec.structs.replace(body, tensors=tensors, files=entries)
+            with pipeline.file(directory / MANIFEST) as output:
+                output.write(encode_manifest(complete))
 
 
 def _layout(payloads: Iterable[Payload], save_id: str, header_limit: int) -> Iterator[_File]:
@@ -133,84 +134,13 @@ def _parts(places: Iterable[_Place], header_limit: int) -> Iterator[list[_Place]
         yield part
 
 
-def _write_file(directory: Path, file: _File, files: Files) -> dict[str, TensorEntry]:
+def _write_file(output: Output, file: _File) -> dict[str, TensorEntry]:
     entries = {}
-    offset = len(file.header)
-    with Output(directory / file.name, files) as output:
-        output.write(file.header)
-        for payload, item in file.places:
-            start = (0,) * len(item.shape)
-            chunk = Chunk(file.name, offset, item.nbytes, start, item.shape, output.store(payload))
-            entries[payload.key] = TensorEntry(item.dtype, item.shape, payload.device, (chunk,), payload.stride)
-            offset += item.nbytes
-    return entries
-
-
-class Output:
-    """A new file that is written from start to end and synced; after a failure it is closed and never synced.
-
-    `position` is the number of bytes so far.
-    """
-
-    def __init__(self, path: Path, files: Files) -> None:
-        self.position = 0
-        self._path = path
-        self._files = files
-        self._gathered: list[Buffer] = []
-        self._gathered_bytes = 0
-
-    def __enter__(self) -> Self:
-        self._handle = self._files.create(self._path)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self._flush()
-                with self._named():
-                    self._files.sync(self._handle)
-        finally:
-            self._files.close(self._handle)
-
-    def store(self, payload: Payload) -> str:
-        """Write a tensor; returns its digest."""
-        digest = xxhash.xxh3_128()
+    output.write(file.header)
+    for payload, item in file.places:
+        start, offset, digest = (0,) * len(item.shape), output.position, xxhash.xxh3_128()
         for piece in payload.pieces():
-            digest.update(piece)
-            self.write(piece)
-        return f"xxh3-128:{digest.hexdigest()}"
-
-    def write(self, data: Buffer) -> None:
-        """Append `data`, or keep it to be written together with its neighbours."""
-        self.position += len(data)
-        if len(data) < GATHER:
-            self._gathered.append(data)
-            self._gathered_bytes += len(data)
-            if self._gathered_bytes >= PIECE:
-                self._flush()
-        else:
-            self._flush()
-            self._write(data)
-
-    def _flush(self) -> None:
-        if self._gathered:
-            self._write(b"".join(self._gathered))
-            self._gathered, self._gathered_bytes = [], 0
-
-    def _write(self, data: Buffer) -> None:
-        view = memoryview(data)
-        with self._named():
-            while view:
-                written = self._files.write(self._handle, view)
-                if written < 1:
-                    raise OSError(EIO, "the system wrote nothing and gave no reason")
-                view = view[written:]
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors of the system that say which file they are about."""
-        try:
-            yield
-        except OSError as error:
-            error.filename = str(self._path)
-            raise
+            output.write(piece, digest)
+        chunk = Chunk(file.name, offset, item.nbytes, start, item.shape, f"xxh3-128:{digest.hexdigest()}")
+        entries[payload.key] = TensorEntry(item.dtype, item.shape, payload.device, (chunk,), payload.stride)
+    return entries
