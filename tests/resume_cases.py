@@ -175,8 +175,7 @@ class Run:
         if rng is not None:
             for group in groups:
                 rng.shuffle(group["params"])
-            if self.case.scheduler is None:  # a scheduler keeps its own lists by position of the group
-                rng.shuffle(groups)
+            rng.shuffle(groups)
         return {"": getattr(torch.optim, self.case.optimizer)(groups, **arguments)}
 
     def _names(self) -> dict[torch.Tensor, str]:

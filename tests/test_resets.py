@@ -342,6 +342,21 @@ def test_rows_get_the_mean_of_the_others_column_by_column():
     assert row_value(adam, "step", np.array(3.0)) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("timm.optim.laprop.LaProp", "exp_avg_sq"),  # corrected by a sum of weights, one number for all rows
+        ("timm.optim.adopt.Adopt", "exp_avg_sq"),  # never corrected, and not used in the first step of all
+        ("timm.optim.adahessian.Adahessian", "exp_hessian_diag_sq"),
+        ("sophia.SophiaG", "hessian"),
+    ],
+)
+def test_rows_of_whatever_zero_would_mislead_get_the_mean(name, key):
+    """What is corrected by something else than the count, or used in a way that is not known, starts from the others too."""
+    assert row_value(name, key, np.array([[1.0], [0.5], [3.0]])).tolist() == [[2.0]]
+    assert row_value("torch.optim.rmsprop.RMSprop", "square_avg", np.ones((3, 1))) == Fill(0.0)
+
+
 def test_reference_of_a_large_table_is_an_even_sample():
     """A table of a million rows is not copied to reset one of them."""
     value = np.arange(3 * REFERENCE_ROWS, dtype=np.float64)[:, None]

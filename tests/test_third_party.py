@@ -17,7 +17,7 @@ from optstate.formats.entries import entry_of
 from optstate.formats.opening import open_checkpoint
 from optstate.live.view import attach
 from optstate.optimizers.interpret import explain_absences, interpret
-from optstate.optimizers.registry import by_contents, by_name, known_names
+from optstate.optimizers.registry import by_class, by_contents, by_name, known_names
 from optstate.optimizers.third_party import THIRD_PARTY
 from optstate.state.absence import Absence
 from optstate.state.stats import stats
@@ -287,6 +287,28 @@ def test_bitsandbytes(name, options, roles, tmp_path):
                 assert parameter.slots[f"absmax{part}"].role == parameter.slots[f"qmap{part}"].role == "other"
             else:
                 assert_values(slot.value, true)
+
+
+@pytest.mark.whole
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # as above
+@pytest.mark.parametrize(
+    "name", ["AdamW", "Adam", "Adam8bit", "LAMB", "AdEMAMix", "Lion", "SGD", "LARS", "RMSprop", "Adagrad"]
+)
+def test_weight_decay_of_bitsandbytes(name):
+    """Without a gradient, decoupled decay shrinks the weights and leaves the slots; any other goes through the slots."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    cls = getattr(bitsandbytes.optim, name)
+    options = {"momentum": 0.9} if name in ("SGD", "LARS") else {}
+    parameter = torch.nn.Parameter(torch.ones(64, 64))
+    optimizer = cls([parameter], lr=0.1, weight_decay=0.5, **options)
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    entry = optimizer.state[parameter]
+    untouched = not (entry["absmax1"] if "absmax1" in entry else entry["state1"]).any()
+    assert untouched == by_class(cls).decoupled
+    if untouched:
+        assert torch.allclose(parameter, torch.tensor(0.95))
 
 
 @pytest.mark.whole

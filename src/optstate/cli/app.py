@@ -19,6 +19,7 @@ COMMANDS = {
     "doctor": "Say why momentum is missing, and what else is wrong, with a code, evidence and a fix for each finding.",
     "explain": "Tell the whole story of a code: cause, effect, fix, and where people met it.",
     "diff": "Show what is different between two checkpoints, the gravest first.",
+    "plan": "Show what restoring CKPT into your program would do, by parameter and slot, without doing it.",
     "edit": "Edit optimizer state of the checkpoint A, of any format that `optstate show` opens, and write the outcome as B.",
     "convert": "Write the checkpoint A, of any format that `optstate show` opens, as B, every tensor bit for bit.",
     "verify": "Read every byte of a checkpoint and name each tensor that is damaged.",

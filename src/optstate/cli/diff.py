@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from optstate.cli.model_option import built, model_option, named_by
-from optstate.cli.show_json import plain
 from optstate.cli.terminal import Progressing, debug_option, hint, json_option, quoted, say, say_json
 from optstate.formats.diff import differences
 from optstate.formats.diff_report import Diff
 from optstate.formats.difference import PARTS, Difference, Part, Side, side_of
 from optstate.formats.opening import open_checkpoint
+from optstate.state.plain import plain
 from optstate.text import safe_text
 
 SCHEMA = "optstate.diff/1"

@@ -31,15 +31,19 @@ model_option = click.option(
 )
 """The option of a command that can use the live program; its value goes to `built`."""
 
-_RETURNS = "a model, (model, optimizer), or an object with .model and .optimizer"
+_RETURNS = "a model, (model, optimizer), (model, optimizer, scheduler), or a dict or an object with these by name"
 
 
 class Built(NamedTuple):
-    """What a factory made: the model; the optimizer or optimizers by name, None without; the scheduler, None without."""
+    """What a factory made: the model; the optimizer or optimizers by name, None without; the scheduler, None without.
+
+    `objects` is what else can be restored into, under the names that the factory gave.
+    """
 
     model: Any
     optimizer: Any
     scheduler: Any = None
+    objects: Mapping[str, Any] = {}
 
 
 def built(factory: str) -> Built:
@@ -185,9 +189,10 @@ def _run(function: Callable[[], object], path: Path, what: str) -> object:
 
 
 def _sorted_out(made: object, torch: ModuleType, where: str) -> Built:
-    """Model, optimizer and scheduler out of what was returned, told apart by their types."""
-    if hasattr(made, "model") and not isinstance(made, torch.nn.Module):
-        parts: Sequence[object] = [made.model, getattr(made, "optimizer", None), getattr(made, "scheduler", None)]
+    """Model, optimizer and scheduler out of what was returned: by their names, or told apart by their types."""
+    named = _by_names(made, torch)
+    if named:
+        parts: Sequence[object] = [named.get(name) for name in ("model", "optimizer", "scheduler")]
     else:
         parts = list(made) if isinstance(made, (tuple, list)) else [made]
     models = [part for part in parts if isinstance(part, torch.nn.Module)]
@@ -208,7 +213,24 @@ def _sorted_out(made: object, torch: ModuleType, where: str) -> Built:
             expected=f"{_RETURNS}; several optimizers as a list, or as a dict by name",
             found=listing(type(part).__name__ for part in parts),
         )
-    return Built(models[0], _by_name(*optimizers), *schedulers) if optimizers else Built(models[0], None, *schedulers)
+    optimizer = _by_name(*optimizers) if optimizers else None
+    objects = {name: part for name, part in named.items() if name not in ("model", "optimizer") and part is not None}
+    return Built(models[0], optimizer, schedulers[0] if schedulers else None, objects)
+
+
+def _by_names(made: object, torch: ModuleType) -> dict[str, Any]:
+    """What a dict, or an object with a model, has: of a dict all of it, of an object what can be restored into."""
+    if isinstance(made, Mapping) and "model" in made:
+        return {str(name): part for name, part in made.items()}
+    if isinstance(made, torch.nn.Module) or not hasattr(made, "model"):
+        return {}
+    parts = {name: getattr(made, name, None) for name in ("model", "optimizer", "scheduler")}
+    others = {name: part for name, part in getattr(made, "__dict__", {}).items() if not name.startswith("_")}
+    return {**parts, **{name: part for name, part in others.items() if _is_restorable(part)}}
+
+
+def _is_restorable(part: object) -> bool:
+    return all(callable(getattr(part, method, None)) for method in ("state_dict", "load_state_dict"))
 
 
 def _steps(part: object) -> bool:

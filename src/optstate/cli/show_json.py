@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, isnan, prod
+from math import prod
 from typing import Any
 
 from optstate.cli.show_text import bytes_on_disk
@@ -11,6 +11,7 @@ from optstate.errors import ReadError
 from optstate.formats.checkpoint import Checkpoint
 from optstate.state.groups import OptimizerInfo
 from optstate.state.parameter import ParamState
+from optstate.state.plain import plain
 from optstate.state.slot import Slot
 from optstate.state.stats import Stats
 from optstate.state.table import Measured
@@ -131,27 +132,3 @@ def _slot(slot: Slot, stats: Stats | None, with_heads: bool, unread: list[str]) 
     if with_heads:
         document["head"] = plain(slot.head())
     return document
-
-
-def plain(value: Any) -> Any:
-    """A value in JSON's own types.
-
-    JSON has no number for NaN and the infinities: they become `"NaN"`, `"Infinity"`, `"-Infinity"`. A tensor
-    of one element becomes its number, any other `{"dtype", "shape"}`; bytes become their count; what is
-    nothing of all this becomes text.
-    """
-    if isinstance(value, float) and not isfinite(value):
-        return "NaN" if isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, complex):
-        return {"real": plain(value.real), "imag": plain(value.imag)}
-    if isinstance(value, bytes):
-        return {"bytes": len(value)}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if is_tensor(value):
-        return plain(value.item()) if prod(value.shape) == 1 else {"dtype": value.dtype, "shape": list(value.shape)}
-    return safe_text(value)

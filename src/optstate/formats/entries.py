@@ -13,8 +13,10 @@ from optstate.formats.containers.quantised import Blockwise
 from optstate.state.tensors import is_tensor
 
 _HIDDEN = "__bnb_optimizer_quant_state__"
-_CODED = {f"state{part}": (f"absmax{part}", f"qmap{part}") for part in (1, 2)}
-_BLOCK = 256
+PARTS = {f"state{part}": (f"absmax{part}", f"qmap{part}") for part in (1, 2)}
+"""Slots that may be in codes, and the keys of their scales and their map."""
+
+BLOCK = 256
 """Elements that share a scale in every version of bitsandbytes."""
 
 
@@ -37,8 +39,8 @@ def _by_text(node: dict[Any, Any]) -> Mapping[str, Any]:
 
 def _decoded(entry: Mapping[str, Any], key: str, value: Any) -> Any:
     """A slot of codes together with its scales and its map; what does not fit together stays as it is."""
-    scale, qmap = (entry.get(beside) for beside in _CODED.get(key, ("", "")))
+    scale, qmap = (entry.get(beside) for beside in PARTS.get(key, ("", "")))
     if is_tensor(value) and is_tensor(scale) and is_tensor(qmap):
         with suppress(ValueError):
-            return Blockwise(value, scale, qmap, value.shape, _BLOCK)
+            return Blockwise(value, scale, qmap, value.shape, BLOCK)
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -62,6 +62,10 @@ class Binding:
     def names(self) -> list[str]:
         """The names in the optimizers' own order."""
         return [name for group in self.groups for name in group.names if name is not None]
+
+    def parameters(self) -> Iterator[Bound]:
+        """Every parameter, in the optimizers' own order."""
+        return (bound for name in self._places if (bound := self.get(name)) is not None)
 
     def group(self, optimizer: str, index: int) -> tuple[str, ...]:
         """The names in one param group, in its order."""

@@ -21,7 +21,7 @@ RATES = ("initial_lr", "max_lr", "min_lr")
 """Group keys of schedulers that say a rate: they follow the learning rate when that is changed by hand."""
 
 _SCALED = ("base_lrs", "max_lrs", "_last_lr")
-_LISTS = (*_SCALED, "lr_lambdas", "min_lrs", "base_momentums", "max_momentums")
+GROUP_LISTS = (*_SCALED, "lr_lambdas", "min_lrs", "base_momentums", "max_momentums")
 """Attributes with one item for each group, over all schedulers of `torch.optim.lr_scheduler`."""
 
 
@@ -70,7 +70,7 @@ def rows(scheduler: Any, groups: int) -> dict[str, list[Any]]:
     """
     held = {key: value for key, value in vars(scheduler).items() if isinstance(value, (list, tuple))}
     name = safe_text(qualified_name(type(scheduler)))
-    short = [key for key in _LISTS if len(held.get(key, range(groups))) != groups]
+    short = [key for key in GROUP_LISTS if len(held.get(key, range(groups))) != groups]
     if short:
         raise BindError(
             f"{name} was built before the last group was added",
@@ -78,14 +78,16 @@ def rows(scheduler: Any, groups: int) -> dict[str, list[Any]]:
             found=f"of {count(len(held[short[0]]), 'group')}",
             todo="build the scheduler anew, then regroup",
         )
-    strange = [key for key, value in held.items() if key not in _LISTS and len(value) == groups and _are_rates(value)]
+    strange = [
+        key for key, value in held.items() if key not in GROUP_LISTS and len(value) == groups and _are_rates(value)
+    ]
     if strange and not type(scheduler).__module__.startswith("torch.optim."):
         raise BindError(
             f"{name} may keep something for each group that cannot be moved along",
             found=f"a list as long as there are groups: {listing(strange)}",
             todo="regroup first, then build the scheduler",
         )
-    return {key: list(value) for key, value in held.items() if key in _LISTS}
+    return {key: list(value) for key, value in held.items() if key in GROUP_LISTS}
 
 
 def _are_rates(values: Sequence[Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,11 +25,19 @@ def journal_of(optimizers: Mapping[str, torch.optim.Optimizer]) -> Journal:
     return journal
 
 
-def restored(journal: Journal, saved: Journal | None, entry: JournalEntry) -> None:
+class Restored(NamedTuple):
+    """What a restore did to a journal: what was in it before, and the entry that tells of it."""
+
+    before: list[JournalEntry]
+    entry: JournalEntry
+
+
+def restored(journal: Journal, saved: Journal | None, entry: JournalEntry) -> Restored:
     """Go on from the journal of a checkpoint (None: it has none), once its state is live; `entry` tells of the restore.
 
     What was done since the checkpoint stays in the journal, as undone: the restore took it back.
     """
+    before = list(journal)
     if saved is not None:
         known = Counter(map(_mark, saved))
         since = []
@@ -36,6 +45,17 @@ def restored(journal: Journal, saved: Journal | None, entry: JournalEntry) -> No
             known[_mark(each)] -= 1
             since += [replace(each, undone=True)] if known[_mark(each)] < 0 else []
         journal.put([*saved, *since])
+    return Restored(before, journal.append(entry))
+
+
+def reverted(journal: Journal, restore: Restored, entry: JournalEntry) -> None:
+    """Go on from the journal as it was before a restore, once that was taken back; `entry` tells of it.
+
+    The restore, and what was done since, stays in the journal, as undone.
+    """
+    mark = _mark(restore.entry)
+    place = next((place for place, each in enumerate(journal) if _mark(each) == mark), len(journal))
+    journal.put([*restore.before, *(replace(each, undone=True) for each in journal[place:])])
     journal.append(entry)
 
 

@@ -56,13 +56,14 @@ def _row(names: tuple[str, ...], slots: dict[str, SlotSpec], **more: object) -> 
 
 BITSANDBYTES = (
     *(
-        _row(_widths(*names), _slots(_MEAN, _SQUARE), optional=_TWO, nonzero=("eps",), update="adam")
+        _row(_widths(*names), _slots(_MEAN, _SQUARE), optional=_TWO, nonzero=("eps",), update="adam", decoupled=True)
         for names in (("adamw", "AdamW"), ("adam", "Adam"))
     ),
     _row(
         _classes("lamb", "LAMB", "LAMB8bit", "LAMB32bit"),
         _slots(_MEAN, _SQUARE, unorm_vec=replace(_NORM, gradient_degree=0)),
         optional=_TWO,
+        decoupled=True,
     ),
     _row(
         _widths("ademamix", "AdEMAMix"),
@@ -70,6 +71,7 @@ BITSANDBYTES = (
         _slots(replace(DIRECTION, shape="list", gradient_degree=1), _SQUARE),
         optional=_TWO,
         nonzero=("alpha", "betas[2]"),
+        decoupled=True,
     ),
     _row(
         _widths("lion", "Lion"),
@@ -77,6 +79,7 @@ BITSANDBYTES = (
         fixed={"eps": 0.0},
         nonzero=("betas[1]",),
         update="lion",
+        decoupled=True,
     ),
     _row(
         _classes("sgd", "SGD", "SGD8bit", "SGD32bit"),

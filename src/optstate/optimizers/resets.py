@@ -13,7 +13,7 @@ from optstate.optimizers.spec import OptimizerSpec, SlotSpec, number
 from optstate.text import safe_text
 
 _NOTHING: Mapping[str, Any] = {}
-_STATISTICS = ("second_moment", "max_second_moment", "factored_row", "factored_column")
+_STATISTICS = ("second_moment", "max_second_moment", "factored_row", "factored_column", "preconditioner")
 REFERENCE_ROWS = 4096
 """Of so many rows at most the mean is taken that reset rows get: an even sample of a large table says as much as all."""
 
@@ -131,7 +131,7 @@ def row_fresh(
     """What some rows of a slot get while the step count, which they share with the other rows, stays.
 
     `value` is the slot, `rows` and `others` are index arrays along its first dimension. Most slots get what a fresh
-    state holds, returned as `fresh` does. A second moment that is judged by the step count cannot: zero would count as
+    state holds, returned as `fresh` does. A statistic that `is_counted` cannot: of a second moment, zero would count as
     "no gradient in t steps" and its first updates would be up to 1/√(1-β2) of a fresh start's. It gets the mean of the
     other rows, element by element, or what it holds where that is larger, as an array for the rows: gradients no
     larger than those that the state has seen then move them by no more than a fresh start. None: the slot stays, as
@@ -150,10 +150,21 @@ def row_fresh(
         )
     if not _has_rows(slot, value):
         return None
-    if slot.role in _STATISTICS and (slot.age == "weighted" or is_debiased(slot, hyperparameters)):
+    if is_counted(spec, key, hyperparameters):
         return _reference(value, rows, others)
     whole = fresh(spec, key, hyperparameters, defaults)
     return Fill(0.0) if isinstance(whole, Remove) else whole
+
+
+def is_counted(spec: OptimizerSpec, key: str, hyperparameters: Mapping[str, Any]) -> bool:
+    """Whether zero in a part of the slot would say "no gradient in as many steps as were counted", and not "fresh".
+
+    So it is for statistics of the gradient that the optimizer corrects by the count, or by another number for the whole
+    parameter, and for those of an optimizer whose rule for updates is not known.
+    """
+    slot = spec.slots[key]
+    corrected = slot.age in ("weighted", "stored") or is_debiased(slot, hyperparameters)
+    return slot.role in _STATISTICS and (corrected or spec.update is None)
 
 
 def _has_rows(slot: SlotSpec, value: Array) -> bool:
@@ -165,10 +176,17 @@ def _has_rows(slot: SlotSpec, value: Array) -> bool:
 
 def _reference(value: Array, rows: Array, others: Array) -> Array:
     own, _ = _finite(value[rows])
-    if len(others) == 0:
-        return own
-    sample, counted = _finite(value[others[:: -(-len(others) // REFERENCE_ROWS)]])
-    return larger(own, sample.sum(0) / larger(counted.sum(0), 1))
+    return own if len(others) == 0 else larger(own, average(value[_sampled(others)]))
+
+
+def average(lines: Array) -> Array:
+    """The mean along the first dimension of what is finite: of a large table, of an even sample of its rows."""
+    sample, counted = _finite(_sampled(lines))
+    return sample.sum(0) / larger(counted.sum(0), 1)
+
+
+def _sampled(lines: Array) -> Array:
+    return lines[:: -(-len(lines) // REFERENCE_ROWS)]
 
 
 def _finite(array: Array) -> tuple[Array, Array]:

@@ -1,99 +1,28 @@
-"""Carrying a plan out: read and verify everything first, then write, and undo if a write fails."""
+"""Carrying a plan out: everything is written in place, and can be put back as it was."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from optstate.errors import RestoreFailed
 from optstate.live.bind import Bound
+from optstate.live.journals import Restored
 from optstate.live.source import LiveSource
+from optstate.live.stamp import Stamp
+from optstate.live.tensors import is_quantised
 from optstate.live.transaction import Transaction
 from optstate.live.weights import live_weights
 from optstate.optimizers.registry import by_class
 from optstate.resume.decided import Decided
-from optstate.resume.decisions import Entry, EntryDecision, HyperparameterDecision, ObjectDecision
-from optstate.resume.materialise import materialise
+from optstate.resume.decisions import ObjectDecision
 from optstate.resume.sameness import same
-from optstate.state.tensors import Value, is_tensor, nbytes
+from optstate.resume.staging import Live, Staged
 from optstate.text import safe_text
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """The live side of a restore."""
-
-    model: nn.Module | None
-    state: LiveSource | None
-    objects: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """Every value that will be written, read and verified, in memory that belongs to nobody else."""
-
-    weights: Mapping[str, torch.Tensor]
-    entries: Mapping[str, Mapping[str, Any]]
-    hyperparameters: Sequence[tuple[HyperparameterDecision, Any]]
-    objects: Sequence[tuple[ObjectDecision, Any]]
-
-
-READERS = 2
-"""Threads that read and verify large tensors; more gain little, and a machine that trains has work of its own."""
-
-LARGE = 1 << 20
-"""Bytes from which a tensor is read by one of them: for small ones, threads only wait for the interpreter's lock."""
-
-
-def _read(values: Sequence[Value]) -> list[Any]:
-    with ThreadPoolExecutor(READERS) as readers:
-        pending = {
-            place: readers.submit(materialise, value)
-            for place, value in enumerate(values)
-            if is_tensor(value) and nbytes(value) >= LARGE
-        }
-        return [
-            pending[place].result() if place in pending else materialise(value) for place, value in enumerate(values)
-        ]
-
-
-def stage(plan: Decided, live: Live) -> Staged:
-    """Read everything that a plan will write. Reading verifies each digest, so `Damaged` is raised here or never."""
-    weights = [item for item in plan.weights if item.saved is not None]
-    entries = [item for item in plan.entries if not item.stays]
-    values = iter(
-        _read([item.saved for item in weights] + [value for item in entries for value in item.saved.values()])
-    )
-    targets = {} if live.model is None else live_weights(live.model)
-    read = {item.name: next(values) for item in weights}
-    return Staged(
-        {
-            item.name: read[item.name]
-            if item.transform is None
-            else item.transform(read[item.name], targets[item.name].tensor)
-            for item in weights
-        },
-        {item.parameter: _entry(item, {key: next(values) for key in item.saved}) for item in entries},
-        [(item, materialise(item.value)) for item in plan.hyperparameters if item.changes],
-        [(item, _state(item)) for item in plan.objects],
-    )
-
-
-def _entry(item: EntryDecision, entry: Entry) -> Entry:
-    for transform in item.transforms:
-        entry = transform(entry)
-    return entry
-
-
-def _state(item: ObjectDecision) -> Any:
-    state = materialise(item.saved)
-    return state if item.transform is None else item.transform(state)
 
 
 @dataclass(slots=True)
@@ -105,16 +34,29 @@ class Undo:
     def run(self) -> list[str]:
         """Undo everything; returns what could not be put back."""
         lost = []
-        for name, step in reversed(self.steps):
-            try:
-                step()
-            except Exception as error:  # noqa: BLE001  # one thing that cannot be undone must not stop the others
-                lost.append(f"{safe_text(name)} ({type(error).__name__}: {safe_text(error)})")
+        with torch.no_grad():
+            for name, step in reversed(self.steps):
+                try:
+                    step()
+                except Exception as error:  # noqa: BLE001  # one thing that cannot be undone must not stop the others
+                    lost.append(f"{safe_text(name)} ({type(error).__name__}: {safe_text(error)})")
         return lost
 
 
-def commit(live: Live, staged: Staged, plan: Decided) -> None:
-    """Write everything, objects last, and what comes after them. On a failure everything that can be put back is, then `RestoreFailed`."""
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What it takes to revert a plan: `undo` is None where that was not asked for, `stamp` is of what was made."""
+
+    undo: Undo | None
+    stamp: Stamp
+    journal: Restored | None
+
+
+def commit(live: Live, staged: Staged, plan: Decided) -> Undo:
+    """Write everything, objects last, and what comes after them; returns how to put back what was there.
+
+    On a failure everything that can be put back is, then `RestoreFailed`. What was there is kept in the memory of `staged`.
+    """
     undo = Undo()
     try:
         with torch.no_grad():
@@ -126,8 +68,7 @@ def commit(live: Live, staged: Staged, plan: Decided) -> None:
             _load_object(decision, live.objects[decision.name], state, undo)
         _do_last(plan, undo)
     except BaseException as error:
-        with torch.no_grad():
-            lost = undo.run()
+        lost = undo.run()
         if not isinstance(error, Exception):
             raise  # an interrupt stays one
         raise RestoreFailed(
@@ -136,6 +77,7 @@ def commit(live: Live, staged: Staged, plan: Decided) -> None:
             found=f"not put back: {', '.join(lost)}" if lost else "everything is as it was before",
             todo="mend the object that raised, then restore again",
         ) from error
+    return undo
 
 
 def _do_last(plan: Decided, undo: Undo) -> None:
@@ -166,6 +108,19 @@ def _exchange(name: str, target: torch.Tensor, value: torch.Tensor, undo: Undo) 
         ours.copy_(theirs)
         theirs.copy_(before)
         done[-1] = (ours, theirs)
+    undo.steps[-1] = (name, _refiller(target, value))
+
+
+def _refiller(target: torch.Tensor, before: torch.Tensor) -> Callable[[], None]:
+    """Writes into whatever memory the tensor has by then; into one that could not hold the same bits it does not."""
+
+    def put_back() -> None:
+        place = target.detach()
+        if (place.dtype, place.shape) != (before.dtype, before.shape):
+            raise RuntimeError(f"it is {place.dtype} {list(place.shape)} by now")
+        place.copy_(before)
+
+    return put_back
 
 
 _BLOCK = 1 << 15
@@ -181,20 +136,21 @@ def _blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, to
 
 
 def _write_entries(state: LiveSource, staged: Staged, undo: Undo) -> None:
+    kept = Transaction()
+    undo.steps.append(("slots", kept.rollback))
     for name, entry in staged.entries.items():
         bound = state.bound(name)
         optimizer = state.live_optimizers[bound.optimizer]
+        kept.before_entry(optimizer, bound.tensor)
         _write_entry(bound, optimizer, entry, undo)
 
 
 def _write_entry(bound: Bound, optimizer: torch.optim.Optimizer, entry: Mapping[str, Any], undo: Undo) -> None:
     """Make the optimizer's entry for one parameter exactly `entry`, in place where a tensor of its kind is there."""
-    existing = optimizer.state.get(bound.tensor)
-    undo.steps.append((bound.name, _entry_restorer(optimizer, bound.tensor, existing)))
     if not entry:
         optimizer.state.pop(bound.tensor, None)
         return
-    target: dict[str, Any] = optimizer.state.setdefault(bound.tensor, {}) if existing is None else existing
+    target: dict[str, Any] = optimizer.state.setdefault(bound.tensor, {})
     for key in [key for key in target if key not in entry]:
         del target[key]
     for key, value in entry.items():
@@ -211,26 +167,11 @@ def _write_entry(bound: Bound, optimizer: torch.optim.Optimizer, entry: Mapping[
             target[key] = value
 
 
-def _entry_restorer(
-    optimizer: torch.optim.Optimizer, parameter: torch.Tensor, existing: dict[str, Any] | None
-) -> Callable[[], None]:
-    before = None if existing is None else dict(existing)
-
-    def put_back() -> None:
-        if existing is None or before is None:
-            optimizer.state.pop(parameter, None)
-            return
-        existing.clear()
-        existing.update(before)
-        optimizer.state[parameter] = existing
-
-    return put_back
-
-
 def _fits(old: torch.Tensor, new: torch.Tensor, bound: Bound, optimizer: torch.optim.Optimizer, key: str) -> bool:
     """Whether `old` can take the values of `new` and be exactly what a new tensor would have been."""
     return (
-        old.dtype == new.dtype
+        not (is_quantised(old) or is_quantised(new))  # whose parts are codes and scales
+        and old.dtype == new.dtype
         and old.shape == new.shape
         and old.layout == new.layout == torch.strided
         and old.stride() == new.stride()
@@ -255,22 +196,43 @@ def _home(bound: Bound, optimizer: torch.optim.Optimizer, key: str, value: torch
 
 
 def _write_hyperparameters(state: LiveSource, staged: Staged, undo: Undo) -> None:
+    apart = _apart(state, staged)
     for item, value in staged.hyperparameters:
         group = state.live_optimizers[item.optimizer].param_groups[item.group]
         existed, old = item.key in group, group.get(item.key)
         undo.steps.append((f"group {item.group} {item.key}", _key_restorer(group, item.key, existed, old)))
-        if (
-            isinstance(old, torch.Tensor)
-            and isinstance(value, torch.Tensor)
-            and old.shape == value.shape
-            and old.dtype == value.dtype
-        ):
-            _exchange(item.key, old, value, undo)
-        elif isinstance(old, torch.Tensor) and isinstance(value, (int, float)):
-            number = torch.full_like(old, value)
-            _exchange(item.key, old, number, undo)
-        else:
-            group[item.key] = value
+        old = old.clone() if isinstance(old, torch.Tensor) and id(old) in apart else old
+        group[item.key] = _written(item.key, old, value, undo)
+
+
+def _apart(state: LiveSource, staged: Staged) -> set[int]:
+    """The `id`s of tensors that several groups hold, as torch gives them the very rate it was given, and that will differ there."""
+    new = {(item.optimizer, item.group, item.key): value for item, value in staged.hyperparameters}
+    first: dict[int, Any] = {}
+    apart = set()
+    for name, optimizer in state.live_optimizers.items():
+        for index, group in enumerate(optimizer.param_groups):
+            for key, old in group.items():
+                if isinstance(old, torch.Tensor):
+                    value = new.get((name, index, key), old)
+                    value = torch.full_like(old, value) if isinstance(value, (int, float)) else value
+                    if not same(first.setdefault(id(old), value), value):
+                        apart.add(id(old))
+    return apart
+
+
+def _written(key: str, old: Any, value: Any, undo: Undo) -> Any:
+    """What a group will hold: the tensor that is there, with the value written into it, also within a tuple; else the value."""
+    if isinstance(old, (tuple, list)) and isinstance(value, (tuple, list)) and len(old) == len(value):
+        return type(old)(_written(key, *pair, undo) for pair in zip(old, value, strict=True))
+    if not isinstance(old, torch.Tensor):
+        return value
+    if isinstance(value, (int, float)):
+        value = torch.full_like(old, value)
+    if not isinstance(value, torch.Tensor) or (old.shape, old.dtype) != (value.shape, value.dtype):
+        return value
+    _exchange(key, old, value, undo)
+    return old
 
 
 def _key_restorer(group: dict[str, Any], key: str, existed: bool, old: Any) -> Callable[[], None]:

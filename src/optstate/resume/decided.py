@@ -47,8 +47,8 @@ class Decided:
     def exact(self) -> bool:
         """Whether everything saved comes back bit for bit and nothing is left out or overruled."""
         return (
-            not (self.faults or self.left_out)
+            not (self.faults or self.left_out or self.last)
             and all(item.decision in EXACT for item in self.weights)
-            and all(fate.decision in EXACT for entry in self.entries for fate in entry.fates.values())
+            and all(entry.exact for entry in self.entries)
             and all(item.winner != "given" and (item.winner == "saved" or item.same) for item in self.hyperparameters)
         )

@@ -87,6 +87,13 @@ class EntryDecision:
         """Whether the live entry is not touched."""
         return not self.fates and self.fate.decision == "left out"
 
+    @property
+    def exact(self) -> bool:
+        """Whether all that was saved comes back bit for bit; where nothing was saved, whether nothing will be."""
+        if self.fates:
+            return all(fate.decision in EXACT for fate in self.fates.values())
+        return self.fate.decision == "fresh" and self.source is not None
+
     def slots(self) -> Iterator[SlotDecision]:
         """One decision for each slot; one with `key` None where there is none."""
         if not self.fates:
@@ -100,7 +107,8 @@ class HyperparameterDecision:
     """Which value of one hyperparameter of one live group wins.
 
     `live` is the value before, `saved` the checkpoint's, `value` what it will be: `missing` stands for a key that a side
-    does not have. `winner` is whose value that is; `given` is the policy's own. `same` says whether live and saved agree.
+    does not have. `winner` is whose value that is; `given` is the policy's own. Of a rate that holds through a restored
+    scheduler, it is what the schedule gives from the winner's base rate. `same` says whether live and saved agree.
     """
 
     optimizer: str
@@ -116,7 +124,7 @@ class HyperparameterDecision:
     @property
     def changes(self) -> bool:
         """Whether something is written to the live group."""
-        return self.winner == "given" or (self.winner == "saved" and not self.same)
+        return not self.same if self.winner == "saved" else self.value is not self.live
 
 
 @dataclass(frozen=True, slots=True)

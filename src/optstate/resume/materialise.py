@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from optstate.errors import RestoreError
+from optstate.formats.containers.quantised import Blockwise
 from optstate.formats.containers.sparse import SparseRef
 from optstate.formats.ours import nodes
 from optstate.formats.ours.tree import ArrayRef
+from optstate.live.quantised import Codes
 from optstate.live.tensors import HeldTensor
 from optstate.state.tensors import DTYPES, TensorRef, is_tensor, new_bytes
 from optstate.text import safe_text
@@ -54,6 +56,8 @@ def _leaf(value: Any) -> Any:
             return _owned(value.tensor)
         case SparseRef():
             return _sparse(value)
+        case Blockwise():
+            return Codes.of(value, to_tensor)
         case nodes.NumpyScalar():
             return value.value()
         case nodes.Size():

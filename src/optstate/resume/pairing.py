@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeAlias
 
-from optstate.text import listing, safe_text
+from optstate.errors import PolicyError
+from optstate.text import safe_text
 
 Names: TypeAlias = "Mapping[str, Sequence[str]]"
 """First name → further names of the same tensor."""
@@ -16,25 +18,26 @@ Names: TypeAlias = "Mapping[str, Sequence[str]]"
 class Pairing:
     """`pairs` maps a live name to its saved name. `lost` are live names without a saved one, `strangers` the reverse.
 
-    `untied` and `tied` are sentences about tensors that are one on one side and several on the other.
+    `tied` is a live name with the several saved ones that it finds, of which the first is in `pairs`; `untied` is a saved
+    name with the several live ones that find it.
     """
 
     pairs: dict[str, str] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
-    untied: list[str] = field(default_factory=list)
     tied: dict[str, list[str]] = field(default_factory=dict)
+    untied: dict[str, list[str]] = field(default_factory=dict)
 
 
-def pair(live: Names, saved: Names) -> Pairing:
-    """Pair two sets of names.
+def pair(live: Names, saved: Names, renamed: Mapping[str, str] = MappingProxyType({})) -> Pairing:
+    """Pair two sets of names, saved ones by what `renamed` makes of them.
 
     Which of its names a tied tensor has first depends on the order of the modules, so any of them leads to it.
-    A live tensor that finds several saved ones is in `tied`, with all of them, and paired with the first.
+    Raises `PolicyError` where renaming gives two saved tensors one name.
     """
-    known = {alias: name for name, aliases in saved.items() for alias in (name, *aliases)}
+    known = _by_every_name(saved, renamed)
     found = Pairing()
-    owner: dict[str, str] = {}
+    finders: dict[str, list[str]] = {}
     for name, aliases in live.items():
         hits = list(dict.fromkeys(known[alias] for alias in (name, *aliases) if alias in known))
         if not hits:
@@ -44,10 +47,22 @@ def pair(live: Names, saved: Names) -> Pairing:
         if len(hits) > 1:
             found.tied[name] = hits
         for hit in hits:
-            if hit in owner:
-                found.untied.append(
-                    f"{listing([owner[hit], name])} are one tensor in the checkpoint ({safe_text(hit)}) and two live"
-                )
-            owner[hit] = name
-    found.strangers = [name for name in saved if name not in owner]
+            finders.setdefault(hit, []).append(name)
+    found.untied = {hit: names for hit, names in finders.items() if len(names) > 1}
+    found.strangers = [name for name in saved if name not in finders]
     return found
+
+
+def _by_every_name(saved: Names, renamed: Mapping[str, str]) -> dict[str, str]:
+    known: dict[str, str] = {}
+    for name, aliases in saved.items():
+        for alias in (name, *aliases):
+            new = renamed.get(alias, alias)
+            owner = known.setdefault(new, name)
+            if owner != name and renamed:
+                raise PolicyError(
+                    f"rename: two saved names become {safe_text(new)}",
+                    found=f"{safe_text(owner)} and {safe_text(name)}",
+                    todo="give one of them another name",
+                )
+    return known

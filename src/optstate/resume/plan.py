@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -10,20 +10,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from optstate.errors import BindError, RestoreRefused, StalePlan
-from optstate.live.journals import journal_of, restored
+from optstate.errors import BindError, RestoreError, RestoreFailed, RestoreRefused, StalePlan
+from optstate.live.bind import Bound
+from optstate.live.journals import journal_of, restored, reverted
 from optstate.live.source import LiveSource
+from optstate.live.stamp import Stamp
 from optstate.live.view import checked_model, optimizers_by_name
-from optstate.live.weights import ExtraState, live_weights
+from optstate.live.weights import ExtraState, Weight, live_weights
 from optstate.optimizers.registry import qualified_name
-from optstate.resume.apply import Live, commit, stage
+from optstate.resume.apply import Applied, Undo, commit
+from optstate.resume.classes import pair_optimizers
 from optstate.resume.decided import Decided
-from optstate.resume.entries import decide_entries, match_parameters, pair_optimizers
+from optstate.resume.document import document
+from optstate.resume.entries import decide_entries
 from optstate.resume.groups import Grouping, decide_groups
+from optstate.resume.names import Matched, match_names
 from optstate.resume.objects import decide_objects
+from optstate.resume.parameters import check_parameters, mention_oddities
 from optstate.resume.policy import Policy
-from optstate.resume.printing import table
+from optstate.resume.printing import summary, table
+from optstate.resume.salvage import Progress, salvage
+from optstate.resume.schedulers import Driver, find_drivers
 from optstate.resume.source import Restorable, Saved, saved_side
+from optstate.resume.staging import Live, stage
 from optstate.resume.weights import decide_weights
 from optstate.state.journal import Journal, JournalEntry
 from optstate.state.table import ROWS, Table
@@ -34,28 +43,77 @@ from optstate.text import count, safe_text
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RestorePlan(Decided):
-    """What a restore will do. Printing it shows everything; nothing happens before `apply()`.
+    """What a restore will do. Printing it shows what is not exact; nothing happens before `apply()`.
 
     `weights`, `entries`, `hyperparameters` and `objects` hold one decision each, `slots` one for each slot; `faults` are
     the reasons why the plan cannot be applied, all of them; `warnings` want a look; `left_out` is what the checkpoint has
-    and nobody takes.
+    and nobody takes; `exact` says whether all of it comes back.
 
     >>> plan = optstate.plan(checkpoint, model=model, optimizer=optimizer)
     >>> plan.faults
     []
+    >>> print(plan)
+    restore runs/step-3 · step 3
+    <BLANKLINE>
+    weights    4 exact
+    slots      12 exact
+    <BLANKLINE>
+    exact: everything in the checkpoint, bit for bit
     """
 
     live: Live = field(repr=False)
-    stamp: tuple[object, ...] = field(default=(), repr=False)
+    stamp: Stamp | None = field(default=None, repr=False)
     journal: Journal | None = field(default=None, repr=False)
+    applied: Applied | None = field(default=None, repr=False)
 
-    def apply(self) -> RestorePlan:
+    def apply(self, *, keep: bool = True) -> RestorePlan:
         """Do what the plan says: verify every digest, then write in place, objects last. Returns the plan itself.
 
-        Raises `RestoreRefused` with every fault, `StalePlan` when model or optimizer changed since, `Damaged`
-        when the checkpoint did; all of them before anything is touched. Raises `RestoreFailed` when a step of
-        writing fails, after putting back what was there.
+        What was there is kept for `revert`, in as much memory as was written, until the plan is let go; not with
+        `keep=False`.
+
+        Raises `RestoreRefused` with every fault, `StalePlan` when anything live changed since, as far as
+        `optstate.live.stamp.Stamp` can see it, `Damaged` when the checkpoint did; all of them before anything is touched.
+        Raises `RestoreFailed` when a step of writing fails, after putting back what was there.
+
+        >>> plan = optstate.plan(checkpoint, model=model, optimizer=optimizer).apply()
         """
+        self._check()
+        staged = stage(self, self.live)
+        before = self._journal()
+        undo = commit(self.live, staged, self)
+        written = restored(before, self.journal, self._entry("restore")) if before is not None else None
+        self.applied = Applied(undo if keep else None, stamped(self.live, values=False), written)
+        return self
+
+    def revert(self) -> RestorePlan:
+        """Put everything back as it was before `apply()`, bit for bit: values, slots and their order, groups, objects.
+
+        Whatever was done since, such as steps, is undone with it. Returns the plan itself, which can be applied again.
+
+        Raises `RestoreError` when there is nothing to revert, `StalePlan` when model or optimizer were rebuilt since,
+        and `RestoreFailed`, after putting back all else, with the names of what could not be: of the objects, the plan
+        named those beforehand.
+
+        >>> plan = optstate.plan(checkpoint, model=model, optimizer=optimizer).apply()
+        >>> plan.revert().exact
+        True
+        """
+        undo = self._undo()
+        other = self.applied.stamp.rebuilt() if self.applied is not None else None
+        if other is not None:
+            raise StalePlan(f"the plan cannot be reverted: {other}", where=self.source, todo="nothing was changed")
+        lost = undo.run()
+        journal = self._journal()
+        if self.applied is not None and self.applied.journal is not None and journal is not None:
+            reverted(journal, self.applied.journal, self._entry("revert"))
+        self.applied, self.stamp = None, stamped(self.live)
+        if lost:
+            raise RestoreFailed("not everything could be put back", where=self.source, found=", ".join(lost))
+        return self
+
+    def _check(self) -> None:
+        """Raise what speaks against applying the plan."""
         if self.faults:
             raise RestoreRefused(
                 f"the checkpoint does not fit: {count(len(self.faults), 'fault')}, nothing was changed",
@@ -63,24 +121,45 @@ class RestorePlan(Decided):
                 where=self.source,
                 todo="print(optstate.plan(...)) shows what would fit",
             )
-        if _stamp(self.live) != self.stamp:
+        if self.applied is not None:
             raise StalePlan(
-                "the model or the optimizer was rebuilt since this plan was made",
+                "this plan was applied already",
+                where=self.source,
+                todo="make a new plan; or revert() this one first",
+            )
+        other = self.stamp.changed() if self.stamp is not None else None
+        if other is not None:
+            raise StalePlan(
+                f"the model or the optimizer is another than when this plan was made: {other}",
                 where=self.source,
                 todo="make a new plan; nothing was changed",
             )
-        staged = stage(self, self.live)
-        commit(self.live, staged, self)
-        if self.live.state is not None:
-            restored(journal_of(self.live.state.live_optimizers), self.journal, self._entry())
-        return self
 
-    def _entry(self) -> JournalEntry:
+    def _undo(self) -> Undo:
+        if self.applied is None:
+            raise RestoreError(
+                "there is nothing to revert",
+                where=self.source,
+                expected="a plan that was applied, and not yet reverted",
+            )
+        if self.applied.undo is None:
+            raise RestoreError(
+                "there is nothing to revert to",
+                where=self.source,
+                found="what was there before was not kept: restore() and apply(keep=False) save that memory",
+                todo="optstate.plan(...).apply() keeps it",
+            )
+        return self.applied.undo
+
+    def _journal(self) -> Journal | None:
+        return None if self.live.state is None else journal_of(self.live.state.live_optimizers)
+
+    def _entry(self, verb: str) -> JournalEntry:
         slots = [value for item in self.entries for value in item.saved.values()]
         return JournalEntry(
-            verb="restore",
+            verb=verb,
             arguments={"source": self.source},
-            step=self.step,
+            step=self.step if verb == "restore" else None,
             selection="*",
             parameters=len(self.entries),
             slots=len(slots),
@@ -88,17 +167,35 @@ class RestorePlan(Decided):
             backup=False,
         )
 
+    def text(self, width: int | None = None) -> str:
+        """What is not exact, counts of the rest, and a last line that says whether all of it is exact."""
+        return summary(self).text(width)
+
     def table(self, limit: int | None = ROWS) -> Table:
-        """The plan as a table: one row per parameter, at most `limit` of them (None: all)."""
+        """One row for each parameter, at most `limit` of them (None: all), then the same as when it is printed."""
         return table(self, limit)
 
+    def document(self) -> dict[str, Any]:
+        """The whole plan in JSON's own types, as docs/schema/optstate-plan-1.json describes it.
+
+        >>> plan = optstate.plan(checkpoint, model=model, optimizer=optimizer)
+        >>> plan.document()["counts"]["slots"]
+        {'exact': 12}
+        """
+        return document(self)
+
     def __str__(self) -> str:
-        return self.table().text()
+        return self.text()
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return self.table().html()
+        return summary(self).html()
+
+
+def stamped(live: Live, *, values: bool = True) -> Stamp:
+    """How the live side is now."""
+    return Stamp(live.model, live.state, live.objects, values=values)
 
 
 def plan(
@@ -130,37 +227,65 @@ def plan(
     >>> print(optstate.plan(checkpoint, model=model, optimizer=optimizer).apply().exact)
     True
     """
-    policy = Policy() if policy is None else policy
-    live = _live_side(model, optimizer, objects, rng)
+    return planned(source, live_side(model, optimizer, objects, rng), Policy() if policy is None else policy)
+
+
+def planned(source: Restorable, live: Live, policy: Policy, progress: Progress | None = None) -> RestorePlan:
+    """As `plan`; `progress` is called with the bytes done and in all where `damaged="salvage"` makes it read them."""
     saved = saved_side(source)
     found = RestorePlan(source=saved.label, step=saved.step, live=live, journal=saved.journal)
-    _decide_weights(found, saved, live, policy)
-    grouping = _decide_optimizers(found, saved, live, policy)
-    decide_objects(found, saved, live.objects, live.state, grouping, policy)
-    found.stamp = _stamp(live)
+    weights = {} if live.model is None else live_weights(live.model)
+    bounds = [] if live.state is None else list(live.state.bind().parameters())
+    names = match_names(saved, weights, {bound.name: bound.aliases for bound in bounds}, policy)
+    refused = _decide_weights(found, saved, live, weights, names[0], policy)
+    drivers = find_drivers(found, saved, live.objects, live.state, policy)
+    grouping = _decide_optimizers(found, saved, live, drivers, bounds, names[1], refused, policy)
+    decide_objects(found, saved, live.objects, live.state, grouping, drivers, policy)
+    if policy.damaged == "salvage":
+        salvage(found, live.state, progress)
+    found.stamp = stamped(live)
     return found
 
 
-def _decide_weights(found: RestorePlan, saved: Saved, live: Live, policy: Policy) -> None:
+def _decide_weights(
+    found: RestorePlan, saved: Saved, live: Live, weights: Mapping[str, Weight], names: Matched, policy: Policy
+) -> Collection[str]:
+    """Decide for the weights; returns those that are faults."""
     if live.model is not None and saved.weights:
-        decide_weights(found, saved, live_weights(live.model), policy)
-    elif live.model is not None and live.state is None:
+        return decide_weights(found, saved, weights, names, policy)
+    if live.model is not None and live.state is None:
         found.faults.append("the checkpoint holds no weights")
     elif saved.weights:
         found.left_out.append(f"weights ({count(len(saved.weights), 'tensor')})")
+    elif policy.weights == "loaded":
+        found.warnings.append(
+            "the checkpoint holds no weights: whether its momentum belongs to those that are loaded is not known"
+        )
+    return ()
 
 
-def _decide_optimizers(found: RestorePlan, saved: Saved, live: Live, policy: Policy) -> Grouping:
+def _decide_optimizers(
+    found: RestorePlan,
+    saved: Saved,
+    live: Live,
+    drivers: Sequence[Driver],
+    bounds: Sequence[Bound],
+    names: Matched,
+    refused: Collection[str],
+    policy: Policy,
+) -> Grouping:
     if live.state is None:
         if len(saved.state):
             found.left_out.append(f"optimizer state ({count(len(saved.state), 'parameter')})")
         return Grouping()
-    optimizers = pair_optimizers(found, saved, live.state, policy)
-    names = match_parameters(found, saved, live.state, policy)
-    if optimizers is None or names is None:
+    if not check_parameters(found, saved, names, policy):
         return Grouping()
-    grouping = decide_groups(found, saved, live.state, optimizers, names.pairs, policy)
-    decide_entries(found, saved, live.state, optimizers, names, grouping, policy)
+    optimizers = pair_optimizers(found, saved, live.state, names.pairs, policy)
+    if optimizers is None:
+        return Grouping()
+    grouping = decide_groups(found, saved, live.state, optimizers, names.pairs, drivers, policy)
+    decide_entries(found, saved, live.state, bounds, names, grouping, policy, refused)
+    mention_oddities(found, saved, live.state, optimizers, names, policy)
     return grouping
 
 
@@ -180,10 +305,11 @@ def restore(
 
     >>> plan = optstate.restore(checkpoint, model=model, optimizer=optimizer)
     """
-    return plan(source, model=model, optimizer=optimizer, policy=policy, rng=rng, **objects).apply()
+    return plan(source, model=model, optimizer=optimizer, policy=policy, rng=rng, **objects).apply(keep=False)
 
 
-def _live_side(model: Any, optimizer: Any, objects: Mapping[str, Any], rng: bool) -> Live:
+def live_side(model: Any, optimizer: Any, objects: Mapping[str, Any], rng: bool) -> Live:
+    """What is restored into, as it was passed. Raises `BindError` for what nothing can be restored into."""
     if model is None and optimizer is not None:
         raise BindError(
             "an optimizer cannot be restored without its model",
@@ -204,16 +330,3 @@ def _live_side(model: Any, optimizer: Any, objects: Mapping[str, Any], rng: bool
     module = None if model is None else checked_model(model)
     state = None if optimizer is None or module is None else LiveSource(optimizers_by_name(optimizer), module)
     return Live(module, state, every)
-
-
-def _stamp(live: Live) -> tuple[object, ...]:
-    """What a plan relies on: which tensors have which names, places and shapes."""
-    weights = () if live.model is None else live_weights(live.model).items()
-    places: list[object] = []
-    if live.state is not None:
-        places = [(name, id(live.state.bound(name).tensor), live.state.bound(name)[4:]) for name in live.state.names()]
-    return (
-        tuple((name, id(weight.tensor), tuple(weight.tensor.shape), weight.tensor.dtype) for name, weight in weights),
-        tuple(places),
-        tuple((name, id(item)) for name, item in live.objects.items() if name not in (RNG, MODEL)),
-    )

@@ -51,9 +51,11 @@ class Policy:
     overrides
         Pattern of live names → hyperparameters that these parameters get. Their groups are split.
     missing
-        A parameter of which the checkpoint has nothing: `error`, or `fresh` (a weight keeps its value).
+        A parameter of which the checkpoint has nothing: `error`, or `fresh` (a weight keeps its value). Of two that were
+        one tied tensor, `fresh` gives each a copy.
     unexpected
-        Something in the checkpoint that the program does not have: `error`, or `leave` it out.
+        Something in the checkpoint that the program does not have: `error`, or `leave` it out. Of two that are one tied
+        tensor now, `leave` takes the first.
     shape
         A parameter of another shape: `error`; `fresh`; `pad`: saved entries stay where they are, new ones are no larger in
         their updates than a fresh start's; `slice`: the leading part; or a function (parameter, slot key, saved tensor,
@@ -103,10 +105,12 @@ class Policy:
             _check_mapping(name, getattr(self, name))
         for name in ("include", "exclude"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value):
+            if not isinstance(value, (tuple, list)) or not all(isinstance(pattern, str) for pattern in value):
                 raise _bad(name, value, 'a tuple of patterns, such as ("encoder.*",)')
             object.__setattr__(self, name, tuple(value))
-        for pattern in (*self.include, *self.exclude, *self.overrides, *self.objects):
+        scale = self.scale if isinstance(self.scale, Mapping) else {}
+        _check_mapping("scale", scale)
+        for pattern in (*self.include, *self.exclude, *self.overrides, *self.objects, *scale):
             matcher(pattern)
         self._check_values()
 

@@ -119,7 +119,7 @@ def select(
     if not named:
         raise NothingSelected(
             f"{safe_text(pattern)!r} matches nothing",
-            found=_nearest(pattern, every),
+            found=suggestion(pattern, every),
             todo="list(state) shows every name",
         )
     chosen = [name for name in named if all(test(state[name]) for test in tests.values())] if tests else named
@@ -133,7 +133,7 @@ def select(
     return Selection(state, chosen, description)
 
 
-def _nearest(pattern: str, names: Sequence[str]) -> str:
+def suggestion(pattern: str, names: Sequence[str]) -> str:
     """Which pattern or which names a user may have meant by a pattern that matches nothing."""
     total = count(len(names), "parameter")
     if pattern.startswith("re:"):
