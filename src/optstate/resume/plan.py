@@ -34,6 +34,7 @@ from optstate.resume.schedulers import Driver, find_drivers
 from optstate.resume.source import Restorable, Saved, saved_side
 from optstate.resume.staging import Live, stage
 from optstate.resume.weights import decide_weights
+from optstate.state.collection import without_collection
 from optstate.state.journal import Journal, JournalEntry
 from optstate.state.table import ROWS, Table
 from optstate.state.tensors import is_tensor
@@ -230,6 +231,7 @@ def plan(
     return planned(source, live_side(model, optimizer, objects, rng), Policy() if policy is None else policy)
 
 
+@without_collection()
 def planned(source: Restorable, live: Live, policy: Policy, progress: Progress | None = None) -> RestorePlan:
     """As `plan`; `progress` is called with the bytes done and in all where `damaged="salvage"` makes it read them."""
     saved = saved_side(source)

@@ -21,6 +21,7 @@ from optstate.formats.ours.manifest import (
     Body,
     Environment,
     GroupEntry,
+    LineageEntry,
     OptimizerEntry,
     ParameterEntry,
     SlotEntry,
@@ -37,7 +38,7 @@ from optstate.optimizers.registry import by_class, qualified_name
 from optstate.state.journal import utc_now
 from optstate.state.slot import Slot
 from optstate.store.commit import target_exists
-from optstate.store.files import RealFiles
+from optstate.store.files import Files, RealFiles
 from optstate.store.objects import RNG, RandomState, encode_extra_state, encode_objects
 from optstate.store.tensors import TensorTable, fingerprint
 from optstate.store.writer import write_checkpoint
@@ -78,6 +79,26 @@ def save(
     PosixPath('runs/step-4')
     """
     path = Path(path)
+    save_live(
+        path, RealFiles(), model=model, optimizer=optimizer, step=step, rng=rng, replace=replace, objects=objects
+    )
+    return path
+
+
+def save_live(
+    path: Path,
+    files: Files,
+    *,
+    model: nn.Module | None,
+    optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | None,
+    step: int | None,
+    rng: bool,
+    replace: bool,
+    objects: Mapping[str, Any],
+    run: str | None = None,
+    lineage: tuple[LineageEntry, ...] = (),
+) -> Body:
+    """As `save`, by way of `files`, for a run with its lineage; returns the manifest without its tensors and files."""
     _refuse_existing(path, replace=replace)
     if model is None and (optimizer is not None or not (objects or rng)):
         raise _without_model(optimizer)
@@ -101,9 +122,11 @@ def save(
         if source is None
         else {reason: tuple(names) for reason, names in source.left_out().items() if names},
         journal=() if source is None else written(journal_of(source.live_optimizers)),
+        run=run,
+        lineage=lineage,
     )
-    write_checkpoint(path, body, list(table.payloads.values()), RealFiles(), replace=replace)
-    return path
+    write_checkpoint(path, body, list(table.payloads.values()), files, replace=replace)
+    return body
 
 
 # --- what is there ------------------------------------------------------------------------------------------

@@ -181,14 +181,19 @@ class JournalEntry(_Strict, frozen=True):
 
 
 class LineageEntry(_Strict, frozen=True):
-    """A checkpoint that the run was resumed from, oldest first."""
+    """A checkpoint that the run was resumed from, oldest first, and with which versions that one was written."""
 
     save_id: str
     step: int | None = None
+    environment: Environment | None = None
 
 
 class Body(_Strict, frozen=True):
-    """All that a checkpoint says of itself. `created` is UTC in ISO 8601; `left_out` maps reasons to names."""
+    """All that a checkpoint says of itself.
+
+    `created` is UTC in ISO 8601; `left_out` maps reasons to names. `run` is the run whose checkpointer wrote it and may
+    remove it, null for one that was saved by hand.
+    """
 
     save_id: str
     created: str
@@ -203,6 +208,7 @@ class Body(_Strict, frozen=True):
     left_out: dict[str, tuple[str, ...]] = {}
     journal: tuple[JournalEntry, ...] = ()
     lineage: tuple[LineageEntry, ...] = ()
+    run: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")] | None = None
 
 
 class _Head(Struct):
