@@ -356,6 +356,43 @@ def test_classes_are_converted(tmp_path, before, after, arguments, keys):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.Adagrad(p, lr=0.01),
+        lambda p: torch.optim.RMSprop(p, lr=0.01),
+        torch.optim.Adamax,
+    ],
+    ids=["SGD", "Adagrad", "RMSprop", "Adamax"],
+)
+def test_a_learning_rate_is_advised_where_it_means_something_else(tmp_path, make):
+    """The plan tells the rate with which the other optimizer's first step is as long as the next one would have been."""
+
+    def length(model, optimizer):
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        torch.manual_seed(3)
+        (model(torch.randn(64, 8)) - torch.randn(64, 2)).pow(2).mean().backward()
+        optimizer.step()
+        return (
+            sum((p.detach() - q).square().sum().item() for p, q in zip(model.parameters(), before, strict=True)) ** 0.5
+        )
+
+    source, model = (nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2)) for _ in range(2))
+    optimizer, other = torch.optim.AdamW(source.parameters(), lr=1e-3), make(model.parameters())
+    for _ in range(50):
+        length(source, optimizer)
+    path = optstate.save(tmp_path / "ck", model=source, optimizer=optimizer)
+    policy = Policy(optimizer_change="convert", hyperparameters={"*": "live"})
+    (note,) = restore(path, model=model, optimizer=other, policy=policy).notes
+    advised = float(note.removeprefix("group 0: with lr ").partition(" ")[0])
+    assert note.endswith(f"its steps would be as long as they were (it is {other.param_groups[0]['lr']:g})")
+    for group in other.param_groups:
+        group["lr"] = advised
+    assert length(model, other) == pytest.approx(length(source, optimizer), rel=0.1)
+
+
 def test_adam_to_adamw_loses_nothing(tmp_path):
     """Both keep the same statistics: every bit of them comes over."""
     path, model, optimizer, live = changed(tmp_path, "Adam", "AdamW")

@@ -29,10 +29,15 @@ class Convert:
     def __call__(self, entry: Entry) -> Entry:
         way = self.way
         before, after = way.rows
-        wide = {key: _wide(value, scalar=_is_scalar(before, key)) for key, value in entry.items()}
+        wide = self.wide(entry)
         weights = _wide(self.weights(), scalar=False) if holds_weights(after) else None
         made = converted(before, after, wide, way.before, way.after, weights, self.group)
         return {key: stored(value, after.slots[key], self.parameter, way.after) for key, value in made.items()}
+
+    def wide(self, entry: Entry) -> Entry:
+        """The slots as formulas take them: counts as numbers, the rest at least 32 bits wide."""
+        before, _ = self.way.rows
+        return {key: _wide(value, scalar=_is_scalar(before, key)) for key, value in entry.items()}
 
 
 def holds_weights(spec: OptimizerSpec) -> bool:

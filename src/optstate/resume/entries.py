@@ -17,6 +17,7 @@ from optstate.live.tensors import dtype_name
 from optstate.optimizers.registry import by_class
 from optstate.optimizers.resets import fresh_group
 from optstate.optimizers.spec import OptimizerSpec
+from optstate.resume.advising import advice
 from optstate.resume.classes import Way, Ways
 from optstate.resume.coding import coded, has_codes
 from optstate.resume.converting import shared_values
@@ -284,6 +285,8 @@ def decide_entries(
     for count in entries.counts(made):
         _count_anew(found, live, *count)
     found.entries.extend(entries.started(made))
+    label = "group {0[0]}:{0[1]}" if len(live.live_optimizers) > 1 else "group {0[1]}"
+    found.notes.extend(advice({label.format(place): items for place, items in entries.by_group(made).items()}))
 
 
 def _count_anew(found: Decided, live: LiveSource, place: Place, key: str, value: Any, winner: Winner) -> None:
