@@ -19,6 +19,7 @@ from optstate.optimizers.spec import OptimizerSpec
 from optstate.resume.decided import Decided
 from optstate.resume.decisions import Entry, EntryDecision, Fate, HyperparameterDecision, Transform, WeightDecision
 from optstate.resume.materialise import materialise
+from optstate.resume.starting import started
 from optstate.state.tensors import TensorRef, is_tensor, nbytes
 from optstate.text import count, listing, safe_text
 
@@ -44,10 +45,10 @@ def salvage(found: Decided, live: LiveSource | None, progress: Progress | None =
             f"{count(len(damaged), 'weight')} of the checkpoint cannot be read and will keep the live value, while slots come "
             f"back as they were for the saved one: {listing(damaged, _NAMED)}"
         )
-    started = [item.parameter for item, new in zip(found.entries, entries, strict=True) if item is not new]
-    if started:
+    anew = [item.parameter for item, new in zip(found.entries, entries, strict=True) if item is not new]
+    if anew:
         found.warnings.append(
-            f"slots of {count(len(started), 'parameter')} cannot be read and start fresh: {listing(started, _NAMED)}"
+            f"slots of {count(len(anew), 'parameter')} cannot be read and start fresh: {listing(anew, _NAMED)}"
         )
     found.weights[:] = weights
     found.entries[:] = [item for item in entries if not isinstance(item, str)]
@@ -131,7 +132,19 @@ def _entry(found: Decided, item: EntryDecision, reader: _Reader, live: LiveSourc
     why = listing(f"{safe_text(key)} cannot be read: {fault}" for key, fault in faults.items())
     group = _group_after(found, bound, optimizer.param_groups[bound.group])
     values = {} if spec is None else _starts(spec, item, faults, group, optimizer.defaults)
-    return _partly(item, values, why) if values else EntryDecision(item.parameter, Fate("fresh", why))
+    if values:
+        return _partly(item, values, why)
+    alone = {each.parameter for each in found.entries if not each.fates or each is item}
+    others = [name for name in live.optimizers()[bound.optimizer].groups[bound.group].parameters if name not in alone]
+    return started(
+        item.parameter,
+        bound.tensor,
+        optimizer,
+        group,
+        Fate("fresh", why),
+        beside_others=bool(others),
+        source=item.source,
+    )
 
 
 def _group_after(found: Decided, bound: Bound, group: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,13 @@ class Signals:
                 if signal.getsignal(number) == self._note:
                     signal.signal(number, before)
         for number in self.take() if mine else ():
-            signal.raise_signal(number)  # it came too late to be answered here
+            if number in STOP:
+                signal.raise_signal(number)  # it came too late to be answered here
+
+    @property
+    def pending(self) -> bool:
+        """Whether a signal came that was not taken."""
+        return bool(self._seen)
 
     def take(self) -> list[int]:
         """The signals that came since the last time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,6 @@ from torch import nn
 from optstate.errors import Damaged
 from optstate.live.source import LiveSource
 from optstate.live.weights import live_weights
-from optstate.optimizers.registry import by_class
-from optstate.optimizers.resets import Fill, Remove, fresh
-from optstate.optimizers.spec import SlotSpec
 from optstate.resume.decided import Decided
 from optstate.resume.decisions import Entry, EntryDecision, HyperparameterDecision, ObjectDecision, WeightDecision
 from optstate.resume.materialise import materialise
@@ -62,10 +59,9 @@ def stage(plan: Decided, live: Live) -> Staged:
     except Damaged as error:
         raise _with_a_way_out(error) from error
     targets = {} if live.model is None else live_weights(live.model)
-    beginner = _Beginner(live.state, {item.parameter for item in plan.entries if item.fates})
     return Staged(
         {item.name: _weight(item, values.popleft(), targets[item.name].tensor) for item in weights},
-        {item.parameter: _entry(item, {key: values.popleft() for key in item.saved}, beginner) for item in entries},
+        {item.parameter: _entry(item, {key: values.popleft() for key in item.saved}) for item in entries},
         hyperparameters,
         [(item, state if item.transform is None else item.transform(state)) for item, state in objects],
     )
@@ -99,51 +95,7 @@ def _alone(value: Any) -> Any:
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
-def _entry(item: EntryDecision, entry: Entry, beginner: _Beginner) -> Entry:
-    if not item.fates:
-        return beginner.entry(item.parameter)
+def _entry(item: EntryDecision, entry: Entry) -> Entry:
     for transform in item.transforms:
         entry = transform(entry)
     return {key: _alone(value) for key, value in entry.items()} if item.transforms else entry
-
-
-class _Beginner:
-    """Makes the entries of parameters that start fresh: nothing, but for what the optimizer's first step relies on.
-
-    That is what its constructor makes, and in a group in which others have slots, what a fused kernel wants of all or none.
-    """
-
-    def __init__(self, state: LiveSource | None, stepped: Collection[str]) -> None:
-        self._state = state
-        bound = [state.bound(name) for name in stepped] if state is not None else []
-        self._stepped = {(each.optimizer, each.group) for each in bound}
-
-    def entry(self, parameter: str) -> Entry:
-        if self._state is None:
-            return {}
-        bound = self._state.bound(parameter)
-        optimizer = self._state.live_optimizers[bound.optimizer]
-        spec, group = by_class(type(optimizer)), optimizer.param_groups[bound.group]
-        beside_others = (bound.optimizer, bound.group) in self._stepped
-        entry: Entry = {}
-        for key, slot in spec.slots.items() if spec is not None else ():
-            start = fresh(spec, key, group, optimizer.defaults) if spec is not None else None
-            if isinstance(start, Fill) and slot.created == "constructor":
-                entry[key] = _filled(slot, start.value, bound.tensor.detach(), fused=bool(group.get("fused")))
-            elif (
-                isinstance(start, Remove)
-                and start.whole_group
-                and beside_others
-                and slot.exists(group, bound.tensor.dim())
-            ):
-                entry[key] = torch.zeros_like(bound.tensor.detach())
-        return entry
-
-
-def _filled(slot: SlotSpec, value: float, parameter: torch.Tensor, *, fused: bool) -> Any:
-    if slot.dtype == "python":
-        return value
-    if slot.shape == "scalar":
-        wide = torch.get_default_dtype() == torch.float64 and not fused
-        return torch.tensor(value, dtype=torch.float64 if wide else torch.float32)
-    return torch.full_like(parameter, complex(value, value) if parameter.is_complex() else value)
