@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from optstate.live.weights import Weight
 from optstate.resume.content import same_content
 from optstate.resume.decisions import Fate
 from optstate.resume.pairing import Names, Pairing, pair
 from optstate.resume.policy import Policy
-from optstate.resume.renaming import Renamed, meant, renamed
+from optstate.resume.renaming import Renamed, meant, renamed, suggested
 from optstate.resume.source import Saved
-from optstate.text import safe_text
+from optstate.text import count, listing, safe_text
 
 AS_SAVED = Fate("exact", "as saved")
 EXCLUDED = Fate("left out", "the policy leaves it as it is")
@@ -136,3 +137,31 @@ def _why_renamed(live: str, aliases: Sequence[str], saved: Sequence[str], names:
     if made is not None:
         return made.reason
     return None if live == saved[0] else f"as saved under its other name, {safe_text(saved[0])}"
+
+
+class Sentences(NamedTuple):
+    """What is said of names that are on one side only, or of one tensor there and of several here."""
+
+    missing: str
+    unexpected: str
+    untied: str
+    tied: str
+
+
+def name_faults(
+    names: Matched, policy: Policy, noun: str, say: Sentences, alike: Callable[[str, str], bool]
+) -> Iterator[str]:
+    """What the names say against a restore under a policy. `alike` compares what two saved names stand for."""
+    if names.missing and policy.missing == "error":
+        yield (
+            f"{say.missing.format(count(len(names.missing), noun))}: {listing(names.missing)}"
+            f"{suggested(names.missing, names.unexpected)}"
+        )
+    if names.unexpected and policy.unexpected == "error":
+        yield f"{say.unexpected.format(count(len(names.unexpected), noun))}: {listing(names.unexpected)}"
+    if policy.missing == "error":
+        for hit, finders in names.untied.items():
+            yield f'{listing(finders)} {say.untied.format(safe_text(hit))} and two live; missing="fresh" gives each a copy'
+    for hits in names.tied.values() if policy.unexpected == "error" else ():
+        if not all(alike(hits[0], hit) for hit in hits[1:]):
+            yield f'{listing(hits)} {say.tied}; unexpected="leave" takes {safe_text(hits[0])}'

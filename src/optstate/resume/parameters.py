@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 
 from optstate.live.source import LiveSource, load_hooks
 from optstate.optimizers.registry import by_class
 from optstate.resume.decided import Decided
-from optstate.resume.names import Matched
+from optstate.resume.names import Matched, Sentences, name_faults
 from optstate.resume.policy import Policy
-from optstate.resume.renaming import suggested
 from optstate.resume.sameness import same
 from optstate.resume.source import Saved
 from optstate.state.absence import Absence
 from optstate.text import count, listing, safe_text
+
+_SENTENCES = Sentences(
+    "no state in the checkpoint for {}",
+    "state in the checkpoint for {} that no live optimizer steps",
+    "have one state in the checkpoint ({})",
+    "have one state live and several in the checkpoint",
+)
 
 
 def check_parameters(found: Decided, saved: Saved, names: Matched, policy: Policy) -> bool:
@@ -28,33 +35,11 @@ def check_parameters(found: Decided, saved: Saved, names: Matched, policy: Polic
         (found.warnings if allowed else found.faults).append(hopeless)
         if not allowed:
             return False
-    found.faults.extend(_name_faults(saved, names, policy))
+    found.faults.extend(name_faults(names, policy, "parameter", _SENTENCES, partial(_same_state, saved)))
     if policy.unexpected == "leave":
         unused = [*names.unexpected, *(hit for hits in names.tied.values() for hit in hits[1:])]
         found.left_out.extend(f"state of {safe_text(name)}" for name in unused)
     return True
-
-
-def _name_faults(saved: Saved, names: Matched, policy: Policy) -> Iterator[str]:
-    if names.missing and policy.missing == "error":
-        yield (
-            f"no state in the checkpoint for {count(len(names.missing), 'parameter')}: {listing(names.missing)}"
-            f"{suggested(names.missing, names.unexpected)}"
-        )
-    if names.unexpected and policy.unexpected == "error":
-        yield (
-            f"state in the checkpoint for {count(len(names.unexpected), 'parameter')} that no live optimizer steps: "
-            f"{listing(names.unexpected)}"
-        )
-    if policy.missing == "error":
-        for hit, finders in names.untied.items():
-            yield (
-                f"{listing(finders)} have one state in the checkpoint ({safe_text(hit)}) and two live; "
-                'missing="fresh" gives each a copy'
-            )
-    for hits in names.tied.values() if policy.unexpected == "error" else ():
-        if not all(_same_state(saved, hits[0], hit) for hit in hits[1:]):
-            yield f'{listing(hits)} have one state live and several in the checkpoint; unexpected="leave" takes {safe_text(hits[0])}'
 
 
 def _same_state(saved: Saved, one: str, other: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,9 +15,8 @@ from optstate.resume.decided import Decided
 from optstate.resume.decisions import Fate, WeightDecision
 from optstate.resume.fates import both
 from optstate.resume.materialise import materialise
-from optstate.resume.names import AS_SAVED, EXCLUDED, Matched
+from optstate.resume.names import AS_SAVED, EXCLUDED, Matched, Sentences, name_faults
 from optstate.resume.policy import Policy
-from optstate.resume.renaming import suggested
 from optstate.resume.reshaping import between, cast_to, castable, resized_weight
 from optstate.resume.sameness import same
 from optstate.resume.source import Saved
@@ -26,6 +25,12 @@ from optstate.store.tensors import fingerprint
 from optstate.text import count, listing, safe_text
 
 _LEFT = Fate("left out", "the policy leaves the weights as they are")
+_SENTENCES = Sentences(
+    "{} of the model that the checkpoint lacks",
+    "{} in the checkpoint that the model lacks",
+    "are one tensor in the checkpoint ({})",
+    "are one tensor live and differ in the checkpoint",
+)
 _NOT_SAVED = Fate("fresh", "not in the checkpoint: it keeps its value")
 
 
@@ -39,7 +44,9 @@ def decide_weights(
         found.weights.extend(WeightDecision(name, *_LEFT) for name in live)
         found.left_out.append(f"weights ({count(len(weights), 'tensor')})")
         return refused
-    found.faults.extend(_name_faults(names, weights, policy))
+    found.faults.extend(
+        name_faults(names, policy, "tensor", _SENTENCES, lambda one, other: same(weights[one], weights[other]))
+    )
     found.left_out.extend(f"weight {safe_text(name)}" for name in _unused(names, policy))
     others = {**dict.fromkeys(names.missing, _NOT_SAVED), **dict.fromkeys(names.excluded, EXCLUDED)}
     for name, weight in live.items():
@@ -71,31 +78,6 @@ def _unused(names: Matched, policy: Policy) -> list[str]:
     if policy.unexpected == "error":
         return []
     return [*names.unexpected, *(hit for hits in names.tied.values() for hit in hits[1:])]
-
-
-def _name_faults(names: Matched, weights: Mapping[str, TensorRef], policy: Policy) -> Iterator[str]:
-    if names.missing and policy.missing == "error":
-        yield (
-            f"{count(len(names.missing), 'tensor')} of the model that the checkpoint lacks: {listing(names.missing)}"
-            f"{suggested(names.missing, names.unexpected)}"
-        )
-    if names.unexpected and policy.unexpected == "error":
-        yield (
-            f"{count(len(names.unexpected), 'weight')} in the checkpoint that the model lacks: "
-            f"{listing(names.unexpected)}"
-        )
-    if policy.missing == "error":
-        for hit, finders in names.untied.items():
-            yield (
-                f"{listing(finders)} are one tensor in the checkpoint ({safe_text(hit)}) and two live; "
-                'missing="fresh" gives each a copy'
-            )
-    for hits in names.tied.values() if policy.unexpected == "error" else ():
-        if not all(same(weights[hits[0]], weights[hit]) for hit in hits[1:]):
-            yield (
-                f"{listing(hits)} are one tensor live and differ in the checkpoint; "
-                f'unexpected="leave" takes {safe_text(hits[0])}'
-            )
 
 
 def _decide(weight: Weight, saved: TensorRef, source: str, fate: Fate, policy: Policy) -> WeightDecision | str:
