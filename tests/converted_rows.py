@@ -133,16 +133,18 @@ def _faults(before: Any, after: Any, shape: tuple[int, ...], age: int) -> list[s
             if key != "unorm_vec"
             and not torch.allclose(_plain(value), _plain(slots_of(other)[key]), rtol=1e-4, atol=1e-6)
         ]
-    largest = [0.0, 0.0, 0.0]
+    largest = [0.0] * 4
     for gradient in gradients[age:]:
-        moved = [step(each, gradient).abs().max().item() for each in (target, former, fresh)]
+        moved = [step(each, gradient).abs().max().item() for each in (target, former, fresh, other)]
         largest = [max(pair) for pair in zip(largest, moved, strict=True)]
     kept = [{key: _plain(value).shape for key, value in slots_of(each).items()} for each in (target, fresh)]
     if kept[0] != kept[1]:
         wrong.append(f"slots {kept[0]}, not {kept[1]}")
     comparable = not found.exact and type(target).__name__ not in UNBOUNDED
     if not largest[0] < float("inf") or (comparable and largest[0] > found.bound * max(largest[1:])):
-        wrong.append(f"updates up to {largest[0]:.3g}, former {largest[1]:.3g}, fresh {largest[2]:.3g}")
+        wrong.append(
+            f"updates up to {largest[0]:.3g}, former {largest[1]:.3g}, fresh {largest[2]:.3g}, its own {largest[3]:.3g}"
+        )
     return wrong
 
 

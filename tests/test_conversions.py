@@ -434,8 +434,8 @@ def drawn(kind, count, shape, generator):
 
 
 def beyond(before, after, shape, age, kind, dtype, seed):
-    """How many times as large as the largest of a fresh start's and the former optimizer's is the largest of 50 updates;
-    and the bound. None where there is nothing to convert.
+    """How many times as large as the largest of a fresh start's, the former optimizer's, and those of one of the other class
+    that has seen all gradients, is the largest of 50 updates; and the bound. None where there is nothing to convert.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(shape, generator=generator).to(dtype)
@@ -447,8 +447,10 @@ def beyond(before, after, shape, age, kind, dtype, seed):
         return None
     target = of(after, parameter_of(former).detach())
     put(target, convert(former, target))
+    seasoned = stepped(after, gradients[:age], weights)
     parts = [
-        torch.stack([step(each, gradient).abs() for gradient in gradients[age:]]) for each in (target, former, fresh)
+        torch.stack([step(each, gradient).abs() for gradient in gradients[age:]])
+        for each in (target, former, fresh, seasoned)
     ]
     assert parts[0].isfinite().all()
     assert {key: torch.as_tensor(value).shape for key, value in slots_of(target).items()} == {

@@ -497,8 +497,8 @@ def test_every_row_can_be_asked(name):
 LAYOUTS_OF_THEIR_OWN = {"AdafactorBigVision", "AdEMAMix", "Kron", "LAMB", "LARS", "Prodigy"}
 
 
-MOST = {"Muon": 1.4}
-"""As in torch: how much of an orthogonal matrix an element gets is not decided by that element."""
+MOST = {"Muon": 1.4, "NvNovoGrad": 1.2}
+"""Where an element does not decide alone how far it moves: it shares an orthogonal matrix, or one second moment."""
 
 
 @pytest.mark.whole

@@ -35,9 +35,9 @@ class Route:
     note
         One line for a plan.
     bound
-        None of the next 50 updates is more than so many times as large as the largest that a fresh start or the former optimizer
-        would make in these steps, each in units of its learning rate. Where the conversion is exact, they are the
-        other class's own.
+        None of the next 50 updates is more than so many times as large as the largest that a fresh start, the former optimizer
+        or one of the other class with the same past would make in these steps, each in units of its learning rate. Where the
+        conversion is exact, they are the last one's.
     """
 
     exact: bool

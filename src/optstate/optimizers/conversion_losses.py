@@ -151,7 +151,5 @@ def bound(pair: Pair) -> float:
     moment meets gradients that a fresh one would have let in at once.
     """
     if pair.assumes_one_step:
-        return 1.25
-    if not knows_square(pair.after):
-        return 4.0
-    return 2.0 if knows_mean(pair.before) else 3.0
+        return 1.1
+    return 1.5 if knows_square(pair.after) and knows_mean(pair.before) else 2.5
