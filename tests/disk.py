@@ -142,6 +142,11 @@ class Disk:
         self._find(path)
         return 1
 
+    def hold(self, path, owner):
+        self._call("hold", path)
+        self._find(path.parent)
+        return 1
+
     def idle(self, path):
         self._call("idle", path)
         return 0.0

@@ -7,7 +7,7 @@ see      attach, open, named_state_dict → OptimizerState, ParamState, Slot, Gr
 change   LiveState (what attach gives: edit, undo, trial, regroup), edit (of a file), schedule → Change, Journal
 know     register, probe → SlotSpec, OptimizerSpec
 trust    diagnose → Diagnosis, Finding
-keep     save, verify, plan, restore, convert → Policy, RestorePlan
+keep     save, verify, plan, restore, convert → Policy, RestorePlan; Checkpointer
 compare  diff → Diff
 fail     OptstateError; the whole tree is in optstate.errors
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from optstate.optimizers.registry import register as register
     from optstate.optimizers.spec import OptimizerSpec as OptimizerSpec
     from optstate.optimizers.spec import SlotSpec as SlotSpec
+    from optstate.resume.checkpointer import Checkpointer as Checkpointer
     from optstate.resume.comparing import diff as diff
     from optstate.resume.plan import RestorePlan as RestorePlan
     from optstate.resume.plan import plan as plan
@@ -62,6 +63,7 @@ _MAP = {
     "Absence": "state.absence",
     "Change": "state.change",
     "Checkpoint": "formats.checkpoint",
+    "Checkpointer": "resume.checkpointer",
     "Diagnosis": "doctor.diagnosis",
     "Finding": "doctor.finding",
     "Diff": "formats.diff_report",
@@ -127,6 +129,7 @@ __all__ = [
     "convert",
     "Policy",
     "RestorePlan",
+    "Checkpointer",
     "diff",
     "Diff",
     "OptstateError",

@@ -15,6 +15,7 @@ OptstateError
 │   ├── Unsaveable            a value has no place in the format; the path to it is named
 │   ├── TargetExists
 │   └── WriteFailed (OSError) the system refused; errno is kept
+├── InUse                     another process has this folder of checkpoints
 ├── RestoreError
 │   ├── PolicyError           a policy asks for what there is not
 │   ├── RestoreRefused        the plan has faults; nothing was touched
@@ -135,6 +136,10 @@ class TargetExists(SaveError):
 
 class WriteFailed(SaveError, OSError):
     """The system refused a write; `errno` is the system's own."""
+
+
+class InUse(OptstateError):
+    """Another process, or another checkpointer of this one, saves into the folder."""
 
 
 class RestoreError(OptstateError):

@@ -152,4 +152,6 @@ def bound(pair: Pair) -> float:
     """
     if pair.assumes_one_step:
         return 1.1
-    return 1.5 if knows_square(pair.after) and knows_mean(pair.before) else 2.5
+    if not knows_square(pair.after):
+        return 3.0
+    return 1.5 if knows_mean(pair.before) else 2.5

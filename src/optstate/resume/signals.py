@@ -45,15 +45,16 @@ class Signals:
                 signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         mine, self._process = self._process == os.getpid(), None
         if threading.current_thread() is threading.main_thread():
             for number, before in self._before.items():
                 if signal.getsignal(number) == self._note:
                     signal.signal(number, before)
         for number in self.take() if mine else ():
-            if number in STOP:
-                signal.raise_signal(number)  # it came too late to be answered here
+            # It came too late to be answered here. While a loop is left by `break` or an error, nothing can be interrupted.
+            if number == signal.SIGTERM or (number == signal.SIGINT and kind is None):
+                signal.raise_signal(number)
 
     @property
     def pending(self) -> bool:
@@ -78,6 +79,7 @@ class Signals:
         if mine and not (number == signal.SIGINT and number in self._seen):
             self._seen.append(number)
         elif callable(before):
+            self._seen = [each for each in self._seen if each != number]
             before(number, frame)
         elif before is signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)

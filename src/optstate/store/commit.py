@@ -37,11 +37,11 @@ def new_directory(path: Path, files: Files, *, replace: bool, nbytes: int) -> It
     again. Raises `WriteFailed` in place of an `OSError`, and `TargetExists` when `path` is there and is not to
     be replaced.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{_token(files)}")
+    temporary = path.with_name(f".{path.name}.tmp-{token(files)}")
     lock = None
     try:
-        _make_parents(path.parent, files)
-        _tidy(path, files)
+        make_parents(path.parent, files)
+        tidy(path, files)
         files.make_directory(temporary)
         lock = files.lock(temporary)
         yield temporary
@@ -66,11 +66,11 @@ def new_file(path: Path, files: Files, *, replace: bool, nbytes: int) -> Iterato
     It is written within a temporary directory, so what a killed program leaves is found and removed as that of a save
     is. Synced, replaced, cleaned up and raised is as by `new_directory`; only a file is ever replaced.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{_token(files)}")
+    temporary = path.with_name(f".{path.name}.tmp-{token(files)}")
     lock = None
     try:
-        _make_parents(path.parent, files)
-        _tidy(path, files)
+        make_parents(path.parent, files)
+        tidy(path, files)
         files.make_directory(temporary)
         lock = files.lock(temporary)
         yield temporary / path.name
@@ -91,20 +91,22 @@ def new_file(path: Path, files: Files, *, replace: bool, nbytes: int) -> Iterato
                 files.close(lock)
 
 
-def _token(files: Files) -> str:
+def token(files: Files) -> str:
+    """The end of a temporary name: in which run of the machine it was given, and what no other has."""
     return f"{files.boot}-{secrets.token_hex(4)}"
 
 
-def _make_parents(path: Path, files: Files) -> None:
+def make_parents(path: Path, files: Files) -> None:
+    """A directory and those above it, where they are missing; they survive a power cut. Raises `OSError`."""
     if files.kind(path) is None and path != path.parent:
-        _make_parents(path.parent, files)
+        make_parents(path.parent, files)
         with suppress(FileExistsError):  # another process was faster
             files.make_directory(path)
         sync_directory(path.parent, files)
 
 
 def _move(temporary: Path, path: Path, files: Files, *, replace: bool) -> None:
-    aside = path.with_name(f".{path.name}.old-{_token(files)}") if replace and files.kind(path) is not None else None
+    aside = path.with_name(f".{path.name}.old-{token(files)}") if replace and files.kind(path) is not None else None
     try:
         if aside is not None:
             files.rename(path, aside)
@@ -139,7 +141,7 @@ def sync_directory(path: Path, files: Files) -> None:
 # --- what killed saves left ---------------------------------------------------------------------------------
 
 
-def _tidy(path: Path, files: Files) -> None:
+def tidy(path: Path, files: Files) -> None:
     """Finish or remove what earlier saves to the same name could not."""
     found = [_leftover(path, name) for name in files.names(path.parent)]
     leftovers = [item for item in found if item is not None and files.kind(item[0]) == "directory"]

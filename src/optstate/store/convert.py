@@ -110,7 +110,30 @@ def convert(
     'torch'
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    path = Path(target)
+    return converted(
+        checkpoint,
+        Path(target),
+        RealFiles(),
+        to=to,
+        weights_only=weights_only,
+        like=like,
+        partial=partial,
+        replace=replace,
+    )
+
+
+def converted(
+    checkpoint: Checkpoint,
+    path: Path,
+    files: Files,
+    *,
+    to: Target | None = None,
+    weights_only: bool = False,
+    like: OptimizerState | None = None,
+    partial: bool = False,
+    replace: bool = False,
+) -> Conversion:
+    """As `convert`, by way of `files`."""
     chosen = chosen_target(to, path)
     check_target(checkpoint, path, chosen, replace=replace)
     sieve = Sieve(_LEAVES[chosen])
@@ -120,7 +143,7 @@ def convert(
         raise _incomplete(checkpoint, chosen, left_out)
     if like is not None:
         clean = in_order_of(clean, like)
-    _write(clean, chosen, path, RealFiles(), replace=replace, bare=weights_only)
+    _write(clean, chosen, path, files, replace=replace, bare=weights_only)
     tensors = {id(ref): ref for ref in _tensors(clean)}.values()
     return Conversion(path, chosen, len(tensors), sum(map(nbytes, tensors)), left_out, tuple(sieve.changed))
 

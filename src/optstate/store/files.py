@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from errno import EEXIST, EINVAL, ENOSYS, EOPNOTSUPP
 from functools import cache
 from pathlib import Path
@@ -76,6 +77,12 @@ class Files(Protocol):
 
     def lock(self, path: Path) -> int | None:
         """A lock on a directory until it is closed or its process ends; None while another process has it."""
+
+    def hold(self, path: Path, owner: bytes) -> int:
+        """A lock on a file, which is made where there is none and then says `owner`, until it is closed or its process ends.
+
+        `BlockingIOError` while another one has it.
+        """
 
     def idle(self, path: Path) -> float:
         """Seconds since anything in a directory was last written to."""
@@ -167,6 +174,18 @@ class RealFiles:
         except OSError:  # held by another process, or a file system without locks
             os.close(handle)
             return None
+        return handle
+
+    def hold(self, path: Path, owner: bytes) -> int:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(handle)
+            raise
+        with suppress(OSError):  # a full disk: whoever is refused then learns less, and that is all
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, owner, 0)
         return handle
 
     def idle(self, path: Path) -> float:

@@ -79,9 +79,7 @@ def save(
     PosixPath('runs/step-4')
     """
     path = Path(path)
-    save_live(
-        path, RealFiles(), model=model, optimizer=optimizer, step=step, rng=rng, replace=replace, objects=objects
-    )
+    save_live(path, RealFiles(), model=model, optimizer=optimizer, step=step, rng=rng, replace=replace, objects=objects)
     return path
 
 

@@ -18,9 +18,11 @@ from optstate.formats.ours.manifest import (
     FORMAT,
     MANIFEST,
     Body,
+    Brief,
     FileEntry,
     OptimizerEntry,
     ParameterEntry,
+    decode_brief,
     decode_manifest,
     digest_of,
     format_version,
@@ -68,6 +70,16 @@ def open_directory(path: str | os.PathLike[str]) -> Checkpoint:
 
 def read_manifest(directory: Path) -> Body:
     """What a checkpoint says of itself, its own digest checked. Errors as for `open_directory`."""
+    return decode_manifest(*_manifest(directory))
+
+
+def read_brief(directory: Path) -> Brief:
+    """Which checkpoint it says it is, with the same checks and errors as `read_manifest`."""
+    return decode_brief(*_manifest(directory))
+
+
+def _manifest(directory: Path) -> tuple[bytes, str]:
+    """The bytes of the manifest, and its name for messages."""
     if not directory.is_dir():
         raise NotACheckpoint(
             f"{safe_text(directory)} is {'a file' if directory.exists() else 'not there'}",
@@ -83,7 +95,7 @@ def read_manifest(directory: Path) -> Body:
     source = open_within(directory, MANIFEST)
     if source.size > MAX_MANIFEST:
         raise Refused(f"{source.name} is too large to be a manifest", found=size(source.size))
-    return decode_manifest(source.read(0, source.size), source.name)
+    return source.read(0, source.size), source.name
 
 
 def is_checkpoint(directory: Path) -> bool:

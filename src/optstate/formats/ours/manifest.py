@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import xxhash
@@ -211,6 +211,19 @@ class Body(_Strict, frozen=True):
     run: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")] | None = None
 
 
+class Brief(Struct, frozen=True, omit_defaults=True):
+    """What of a manifest says which checkpoint it is, and what its files are; the rest is skipped, not decoded."""
+
+    save_id: str
+    created: str
+    environment: Environment
+    step: int | None = None
+    optimizers: tuple[msgspec.Raw, ...] = ()
+    files: dict[FileName, FileEntry] = {}
+    lineage: tuple[LineageEntry, ...] = ()
+    run: str | None = None
+
+
 class _Head(Struct):
     """What every version of the format has in its envelope, whatever else is new."""
 
@@ -240,6 +253,18 @@ def decode_manifest(raw: bytes, where: str) -> Body:
     Raises `NotACheckpoint` for JSON that is no manifest of ours, `NewerFormat`, `Damaged`, and `Refused` for
     one that is intact but not as the format is.
     """
+    return _decoded(raw, where, Body)
+
+
+def decode_brief(raw: bytes, where: str) -> Brief:
+    """As `decode_manifest`, in a fraction of the time where there are a million tensors."""
+    return _decoded(raw, where, Brief)
+
+
+_Kind = TypeVar("_Kind", Body, Brief)
+
+
+def _decoded(raw: bytes, where: str, kind: type[_Kind]) -> _Kind:
     version = format_version(raw)
     if version is None and raw.startswith(b'{"format":"optstate/'):
         raise _changed(where, f"{len(raw):,} bytes that are no complete JSON")
@@ -264,7 +289,7 @@ def decode_manifest(raw: bytes, where: str) -> Body:
     if digest_of(envelope.body) != envelope.digest:
         raise _changed(where, f"digest {digest_of(envelope.body)}", f"digest {envelope.digest}")
     try:
-        return msgspec.json.decode(envelope.body, type=Body)
+        return msgspec.json.decode(envelope.body, type=kind)
     except _FAULTS as error:
         raise Refused(
             f"{where} is intact, but not as {FORMAT} is defined",
