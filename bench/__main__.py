@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.harness import Options, Row, machine
 
-SUBJECTS = ("show", "pickle", "attach", "save", "restore", "stats", "diff", "edit", "schedule", "plan")
+SUBJECTS = ("show", "pickle", "attach", "save", "restore", "stats", "diff", "edit", "schedule", "plan", "prove")
 _HEADER = ("SUBJECT", "SIZE", "OURS", "PEER", "LIMIT", "÷ PEER", "÷ LIMIT", "PEAK MB", "VERDICT")
 
 

@@ -670,7 +670,7 @@ def a_dangling_link(path, file):
     path.symlink_to("nowhere")
 
 
-READERS = [name for name in COMMANDS if name not in ("explain", "strip")]
+READERS = [name for name in COMMANDS if name not in ("explain", "prove", "strip")]
 """The commands that open a checkpoint."""
 
 

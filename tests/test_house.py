@@ -30,7 +30,7 @@ FLOORS = (
     ("live",),
     ("schedule", "store"),
     ("resume",),
-    ("prove", "watch"),
+    ("proof", "watch"),
     ("report",),
     ("integrations", "cli"),
     ("__init__", "__main__"),
@@ -41,10 +41,11 @@ TORCH = {
     "schedule",
     "store",
     "resume",
-    "prove",
+    "proof",
     "watch",
     "integrations",
 }  # rooms that need torch to be imported
+PLUGINS = {"optstate.proof.pytest_plugin": "pytest"}  # who imports them is there
 NO_TORCH_AT_ALL = {"formats"}  # not even inside a function: no reader may depend on it
 
 
@@ -83,6 +84,8 @@ def undeclared(found, package, declared):
         if edge.target.partition(".")[0] not in allowed
         and not (room(edge.importer) == "integrations" and edge.when != "import")
         and not (room(edge.importer) in ("__init__", "cli") and edge.target == "?")  # lazy maps: names from a table
+        and not (room(edge.importer) == "proof" and edge.target == "?")  # the user's own modules
+        and PLUGINS.get(edge.importer) != edge.target
     ]
 
 

@@ -69,6 +69,27 @@ def test_name_has_a_docstring_with_an_example(name):
     assert ">>>" in (getattr(optstate, name).__doc__ or "")
 
 
+TRAIN = """
+import torch
+import optstate
+
+def build():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def train_step():
+        optimizer.zero_grad()
+        loss = model(torch.randn(5, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return optstate.Training(model, optimizer, train_step)
+"""
+"""The program that docstrings call `train.py`."""
+
+
 @pytest.fixture
 def namespace(tmp_path, monkeypatch):
     """What docstrings take for granted: a stepped AdamW over a small model, its state, a checkpoint of both."""
@@ -85,6 +106,7 @@ def namespace(tmp_path, monkeypatch):
     checkpoint = "runs/step-3"
     optstate.save(checkpoint, model=model, optimizer=optimizer, step=3)
     state = optstate.attach(optimizer, model)
+    Path("train.py").write_text(TRAIN)
     return {
         "optstate": optstate, "torch": torch, "model": model, "optimizer": optimizer, "checkpoint": checkpoint,
         "state": state,

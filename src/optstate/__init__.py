@@ -6,7 +6,7 @@ see      attach, open, named_state_dict → OptimizerState, ParamState, Slot, Gr
          Selection, Checkpoint
 change   LiveState (what attach gives: edit, undo, trial, regroup), edit (of a file), schedule → Change, Journal
 know     register, probe → SlotSpec, OptimizerSpec
-trust    diagnose → Diagnosis, Finding
+trust    diagnose → Diagnosis, Finding; prove → Training, Proof; assert_state_equal
 keep     save, verify, plan, restore, convert → Policy, RestorePlan; Checkpointer
 compare  diff → Diff
 fail     OptstateError; the whole tree is in optstate.errors
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from optstate.optimizers.registry import register as register
     from optstate.optimizers.spec import OptimizerSpec as OptimizerSpec
     from optstate.optimizers.spec import SlotSpec as SlotSpec
+    from optstate.proof.equality import assert_state_equal as assert_state_equal
+    from optstate.proof.proof import Proof as Proof
+    from optstate.proof.prove import prove as prove
+    from optstate.proof.training import Training as Training
     from optstate.resume.checkpointer import Checkpointer as Checkpointer
     from optstate.resume.comparing import diff as diff
     from optstate.resume.plan import RestorePlan as RestorePlan
@@ -76,10 +80,13 @@ _MAP = {
     "OptstateError": "errors",
     "ParamState": "state.parameter",
     "Policy": "resume.policy",
+    "Proof": "proof.proof",
     "RestorePlan": "resume.plan",
     "Selection": "state.selection",
     "Slot": "state.slot",
     "SlotSpec": "optimizers.spec",
+    "Training": "proof.training",
+    "assert_state_equal": "proof.equality",
     "attach": "live.view",
     "diagnose": "live.diagnose",
     "convert": "store.convert",
@@ -90,6 +97,7 @@ _MAP = {
     "open": "formats.opening:open_checkpoint",
     "plan": "resume.plan",
     "probe": "live.probe",
+    "prove": "proof.prove",
     "register": "optimizers.registry",
     "restore": "resume.plan",
     "save": "store.save",
@@ -122,6 +130,10 @@ __all__ = [
     "diagnose",
     "Diagnosis",
     "Finding",
+    "prove",
+    "Training",
+    "Proof",
+    "assert_state_equal",
     "save",
     "verify",
     "plan",

@@ -25,6 +25,7 @@ OptstateError
 │   └── EditRefused           it was made, looked at, and taken back: values or the next update would be wrong
 ├── CoefficientError (ValueError)  a hyperparameter would leave the range in which it means something
 ├── ScheduleError             a schedule cannot drive what it is asked to, or it has another owner
+├── ProofError                a resume could not be tried: the program, a process or the control failed
 ├── RegistryError             a description of an optimizer contradicts itself or another one
 └── ProbeError                a class could not be probed
 
@@ -200,6 +201,10 @@ class CoefficientError(OptstateError, ValueError):
 
 class ScheduleError(OptstateError):
     """A schedule cannot drive what it is asked to, or something else drives it already."""
+
+
+class ProofError(OptstateError):
+    """Whether a resume is exact could not be tried, so nothing is known; a traceback of the program is in the notes."""
 
 
 class RegistryError(OptstateError):

@@ -23,6 +23,7 @@ COMMANDS = {
     "edit": "Edit optimizer state of the checkpoint A, of any format that `optstate show` opens, and write the outcome as B.",
     "convert": "Write the checkpoint A, of any format that `optstate show` opens, as B, every tensor bit for bit.",
     "verify": "Read every byte of a checkpoint and name each tensor that is damaged.",
+    "prove": "Prove that a training which is saved and restored in a fresh process goes on bit for bit.",
     "strip": "Strip the optimizer from old checkpoints in DIR and below it, so that they take a third of the space.",
 }
 """Each command with its first line of help, so that `optstate --help` imports none of them."""

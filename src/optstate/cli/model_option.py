@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib.util import module_from_spec, spec_from_file_location
-from inspect import Parameter, signature
 from pathlib import Path
-from traceback import extract_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +14,7 @@ import click
 from optstate.cli.terminal import tell
 from optstate.errors import OptstateError
 from optstate.formats.checkpoint import Checkpoint
+from optstate.proof.user_file import called, function_of, load_file, split
 from optstate.text import listing, safe_text
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ def built(factory: str) -> Built:
     What it prints goes to standard error. Raises `OptstateError` for a file or function that is not there, for whatever
     it raises, and for what it returns that is no model.
     """
-    path, name = _split(factory)
+    path, name = split(factory, "--model")
     tell(f"--model imports torch and runs {safe_text(name)}() of {safe_text(path)}")
     try:
         import torch
@@ -63,9 +61,8 @@ def built(factory: str) -> Built:
             todo="pip install 'optstate[torch]', or leave --model out",
         ) from None
     with _at_home(path):
-        module = _import(path)
-        function = _function(module, path, name)
-        made = _run(function, path, f"{name}() of {safe_text(path)} failed")
+        function = function_of(load_file(path), path, name, 0, f"takes nothing and returns {_RETURNS}")
+        made = called(function, path, f"{name}() of {safe_text(path)} failed", "--debug prints the traceback")
     return _sorted_out(made, torch, f"{safe_text(path)}:{safe_text(name)}")
 
 
@@ -99,23 +96,6 @@ def _facts(weight: Weight) -> ParameterFacts:
     )
 
 
-def _split(factory: str) -> tuple[Path, str]:
-    file, colon, name = factory.rpartition(":")
-    path = Path(file)
-    if not colon or not name.isidentifier():
-        raise OptstateError(
-            f"{safe_text(factory)!r} names no function of a file",
-            expected="--model FILE:FUNCTION, such as --model train.py:build",
-        )
-    if not path.is_file():
-        raise OptstateError(
-            f"there is no file {safe_text(path)} to take {safe_text(name)} from",
-            where="--model",
-            todo="check the path; a relative one starts at the current directory",
-        )
-    return path, name
-
-
 @contextmanager
 def _at_home(path: Path) -> Iterator[None]:
     """As `python FILE` would have it: modules beside the file can be imported. Standard output stays ours."""
@@ -126,66 +106,6 @@ def _at_home(path: Path) -> Iterator[None]:
             yield
     finally:
         sys.path.remove(home)
-
-
-def _import(path: Path) -> ModuleType:
-    name = f"_optstate_model_{path.stem}"
-    spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise OptstateError(f"{safe_text(path)} is no Python file", where="--model", expected="a file that ends in .py")
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses and pickle look for the classes of a module
-    loader = spec.loader
-    _run(lambda: loader.exec_module(module), path, f"{safe_text(path)} cannot be imported")
-    return module
-
-
-def _function(module: ModuleType, path: Path, name: str) -> Callable[[], object]:
-    function: Callable[[], object] | None = getattr(module, name, None)
-    if function is None or not callable(function):
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise OptstateError(
-            f"{safe_text(path)} has no function {safe_text(name)!r}",
-            found=f"it defines {listing(key for key in own if not key.startswith('_'))}" if own else "it defines none",
-            todo=f"write one that takes nothing and returns {_RETURNS}",
-        )
-    arguments = _arguments(function)
-    if arguments:
-        raise OptstateError(
-            f"{safe_text(name)} of {safe_text(path)} takes arguments",
-            expected="a function that can be called without any",
-            found=f"{safe_text(name)} needs {listing(arguments)}",
-            todo=f"write one that calls it: def build(): return {safe_text(name)}(...)",
-        )
-    return function
-
-
-def _arguments(function: Callable[..., object]) -> list[str]:
-    """The arguments without which a function cannot be called; none where it does not tell."""
-    try:
-        parameters = signature(function).parameters.values()
-    except ValueError:
-        return []
-    return [each.name for each in parameters if each.default is each.empty and each.kind not in (_ANY, _ANY_BY_NAME)]
-
-
-_ANY, _ANY_BY_NAME = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
-
-
-def _run(function: Callable[[], object], path: Path, what: str) -> object:
-    """Call code of the user. Whatever it raises, `SystemExit` of a script without a guard included, is told in one shape."""
-    try:
-        return function()
-    except (Exception, SystemExit) as error:
-        frames = extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
-        guard = 'put what the script does under `if __name__ == "__main__":`, so that importing it only defines'
-        raise OptstateError(
-            what,
-            where=f"{safe_text(path)}, line {lines[-1]}" if lines else None,
-            found=f"{type(error).__name__}: {safe_text(error)}",
-            todo=guard if isinstance(error, SystemExit) else "--debug prints the traceback",
-        ) from error
 
 
 def _sorted_out(made: object, torch: ModuleType, where: str) -> Built:

@@ -71,12 +71,14 @@ def tell(text: str) -> None:
 
 
 def say_error(error: OptstateError, cause: BaseException | None) -> None:
-    """The message of an error on standard error, after the traceback of `cause` if there is one."""
+    """The message of an error on standard error, after the traceback of `cause` if there is one, else after its notes."""
+    before = "\n".join(getattr(error, "__notes__", ()))
     if cause is not None:
         import traceback
 
-        lines = "".join(traceback.format_exception(cause)).splitlines()
-        _write(sys.stderr, "\n".join(safe_text(line, 1000) for line in lines))
+        before = "".join(traceback.format_exception(cause))
+    if before:
+        _write(sys.stderr, "\n".join(safe_text(line, 1000) for line in before.splitlines()))
     _write(sys.stderr, f"{_styled('error:', sys.stderr, bold=True, fg='red')} {error}")
 
 
