@@ -359,8 +359,13 @@ def test_lock_is_given_back_with_the_object(tmp_path):
     """Whoever forgets to close it loses nothing when it is gone."""
     shelf = shelf_in(tmp_path)
     shelf.open()
+    with pytest.raises(InUse):
+        shelf_in(tmp_path).open()
     del shelf
-    shelf_in(tmp_path).open()
+    again = shelf_in(tmp_path)
+    again.open()
+    assert again.known == []
+    again.close()
 
 
 HOLDER = """

@@ -15,7 +15,8 @@ from optstate.formats.opening import open_checkpoint
 from optstate.live.batch import Batch
 from optstate.live.rows import Rows
 from optstate.live.tensors import HeldTensor
-from optstate.live.verbs import Verb, real_number
+from optstate.live.verbs import Verb
+from optstate.optimizers.arguments import real_number
 from optstate.optimizers.conventions import convention_of, is_debiased, primary
 from optstate.optimizers.registry import by_name
 from optstate.optimizers.spec import OptimizerSpec, coefficient_value, number

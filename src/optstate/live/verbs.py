@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,6 +14,7 @@ from optstate.live.backup import flat
 from optstate.live.batch import Batch, Keys, KeysOf
 from optstate.live.measuring import exact_square
 from optstate.live.rows import Rows
+from optstate.optimizers.arguments import as_before, limits, real_number
 from optstate.optimizers.interpret import is_slot
 from optstate.optimizers.permits import ALLOWED, NOT_NEGATIVE
 from optstate.optimizers.spec import OptimizerSpec
@@ -105,14 +105,7 @@ class Verb:
             old = entry[batch.key]
             new = torch.tensor(old, dtype=torch.float64)
             self.write(batch, range(number, number + 1), [new])
-            value = new.item()
-            if isinstance(old, int) and not float(value).is_integer():
-                raise EditError(
-                    f"{self.name} would leave no whole number, and {batch.path(number)} counts",
-                    expected="a whole number",
-                    found=f"{value:g} (it is {old} now)",
-                )
-            entry[batch.key] = type(old)(value)
+            entry[batch.key] = as_before(old, new.item(), self.name, batch.path(number))
 
         return rewrite
 
@@ -146,12 +139,7 @@ def zero() -> Verb:
 
 def clamp(low: Any, high: Any) -> Verb:
     """Limit every element to a range."""
-    least = None if low is None else real_number(low, "min")
-    most = None if high is None else real_number(high, "max")
-    if least is None and most is None:
-        raise EditError("clamp_ has neither min nor max", todo="clamp_(min=-1e-3, max=1e-3)")
-    if least is not None and most is not None and least > most:
-        raise EditError("clamp_ has a min above its max", found=f"min={least:g}, max={most:g}")
+    least, most = limits(low, high)
 
     def ready(batches: Sequence[Batch], _: Rows | None) -> None:
         for batch in batches:
@@ -284,17 +272,6 @@ def _told(value: Any) -> Any:
     if shape is not None and tuple(shape):
         return f"a tensor of {list(shape)}"
     return value if isinstance(value, (bool, int, float)) else safe_text(value, 40)
-
-
-def real_number(value: Any, what: str) -> float:
-    """An argument as a finite float; `EditError` for any other."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise EditError(f"{what} is not a number", found=f"a {safe_text(type(value).__name__)}") from None
-    if not isfinite(number):
-        raise EditError(f"{what} is not finite", found=f"{number}")
-    return number
 
 
 # --- what each role allows ------------------------------------------------------------------------------

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from optstate.live.bind import Bound
@@ -21,6 +19,7 @@ from optstate.optimizers.registry import by_class
 from optstate.proof.digest import parts_of
 from optstate.proof.moments import BUFFERS, GRADIENTS, HYPERPARAMETERS, MODULES, RANDOM, SLOTS, WEIGHTS, Part
 from optstate.proof.training import Training
+from optstate.store.objects import RandomState
 from optstate.text import safe_text
 
 _MEMBERS = "parameters"  # which parameters a group has, beside its hyperparameters
@@ -162,24 +161,15 @@ class Parts:
 _NAMES = ("params", "param_names")
 
 
+_RANDOM = {"python": "python RNG", "numpy": "numpy RNG", "torch": "torch RNG", "cuda": "CUDA RNG"}
+
+
 def random_states() -> dict[str, Any]:
     """The state of every global generator: reading it draws nothing."""
-    states: dict[str, Any] = {
-        "python RNG": random.getstate(),
-        "numpy RNG": np.random.get_state(legacy=False),
-        "torch RNG": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["CUDA RNG"] = torch.cuda.get_rng_state_all()
-    return states
+    return {_RANDOM[name]: state for name, state in RandomState().state_dict().items()}
 
 
 def restore_random_state(component: str, state: Any) -> None:
-    """Put one generator there."""
-    setters: dict[str, Callable[[Any], object]] = {
-        "python RNG": random.setstate,
-        "numpy RNG": np.random.set_state,
-        "torch RNG": torch.set_rng_state,
-        "CUDA RNG": torch.cuda.set_rng_state_all,
-    }
-    setters[component](state)
+    """Put one generator there, and leave the others where they are."""
+    name = next(name for name, each in _RANDOM.items() if each == component)
+    RandomState().load_state_dict({**RandomState().state_dict(), name: state})

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from optstate.errors import EditError
 from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.opening import open_checkpoint
+from optstate.optimizers.arguments import real_number
 from optstate.optimizers.conventions import convention_of, is_debiased, primary
 from optstate.optimizers.registry import by_name
 from optstate.optimizers.spec import OptimizerSpec, coefficient_value, number
@@ -21,7 +22,7 @@ from optstate.state.tensors import DTYPES, Value, is_tensor
 from optstate.store.offline.draft import Aim, Draft, numbers
 from optstate.store.offline.edited import Change, EditedTensor, rows_only
 from optstate.store.offline.rows import chosen_rows
-from optstate.store.offline.verbs import Mapped, Touch, permit, put, real_number, slots_of
+from optstate.store.offline.verbs import Mapped, Touch, permit, put, slots_of
 from optstate.text import safe_text
 
 Other: TypeAlias = "str | os.PathLike[str] | Checkpoint | OptimizerState"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import hypot, isfinite, prod
+from math import hypot, prod
 from typing import Any, NamedTuple, Protocol
 
 from optstate.errors import EditError, MissingSlot
 from optstate.formats.containers.sparse import SparseRef
+from optstate.optimizers.arguments import as_before, limits, real_number
 from optstate.optimizers.permits import ALLOWED, NOT_NEGATIVE
 from optstate.state.slot import Slot
 from optstate.state.stats import stats
@@ -70,14 +71,7 @@ class Mapped:
             return replace(value, values=self._tensor(value.values, path, aim))
         if is_tensor(value):
             return self._tensor(value, path, aim)
-        if isinstance(value, int) and not float(self.fill or 0).is_integer():
-            raise EditError(
-                f"{self.name} would leave no whole number, and {path} counts",
-                expected="a whole number",
-                found=f"{self.fill:g} (it is {value} now)",
-            )
-        number: Value = type(value)(self.fill)  # which only set_ is permitted to change
-        return number
+        return as_before(value, self.fill or 0.0, self.name, path)  # only set_ is permitted to change a number
 
     def _tensor(self, value: TensorRef, path: str, aim: Aim) -> TensorRef:
         if aim.rows is not None:
@@ -105,12 +99,7 @@ def set_to(value: Any) -> Mapped:
 
 def clamp(low: Any, high: Any) -> Mapped:
     """Limit every element to a range."""
-    least = None if low is None else real_number(low, "min")
-    most = None if high is None else real_number(high, "max")
-    if least is None and most is None:
-        raise EditError("clamp_ has neither min nor max", todo="clamp_(min=-1e-3, max=1e-3)")
-    if least is not None and most is not None and least > most:
-        raise EditError("clamp_ has a min above its max", found=f"min={least:g}, max={most:g}")
+    least, most = limits(low, high)
 
     def clamped(block: Any, _: Any, __: int) -> Any:
         return block.clip(least, most)
@@ -240,14 +229,3 @@ def _refusal(verb: Mapped, slot: Slot, aim: Aim, shape: tuple[int, ...] | None) 
 def _no_tensor(value: object) -> str:
     one = isinstance(value, (int, float))
     return "it is one number for the whole parameter" if one else f"it is a {type(value).__name__}"
-
-
-def real_number(value: Any, what: str) -> float:
-    """An argument as a finite float; `EditError` for any other."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise EditError(f"{what} is not a number", found=safe_text(value, 40)) from None
-    if not isfinite(number):
-        raise EditError(f"{what} is not finite", found=f"{number}")
-    return number
