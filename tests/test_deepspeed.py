@@ -115,13 +115,13 @@ class _Fragment:
         self.start, self.numel = start, numel
 
 
-def forge(folder, *, stage=2, ranks=2, mapping=True):
+def forge(folder, *, stage=2, ranks=2, mapping=True, step=7):
     """A folder of `stage`, laid out as DeepSpeed's sources say; the vectors of a group are cut over `ranks`."""
-    tag = folder / "global_step7"
+    tag = folder / f"global_step{step}"
     tag.mkdir(parents=True)
-    (folder / "latest").write_text("global_step7")
+    (folder / "latest").write_text(f"global_step{step}")
     shapes = [OrderedDict((name, torch.Size(shape)) for name, shape in group.items()) for group in SHAPES]
-    about = {"module": {"a": values("a", "w").bfloat16()}, "param_shapes": shapes, "global_steps": 7}
+    about = {"module": {"a": values("a", "w").bfloat16()}, "param_shapes": shapes, "global_steps": step}
     cut = {key: [_cut(group, key, stage, ranks) for group in SHAPES] for key in ("fp32", "exp_avg", "exp_avg_sq")}
     for rank in range(ranks):
         states = {

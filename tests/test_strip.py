@@ -24,7 +24,11 @@ from optstate.store.strip import strip
 from tests.disk import crashes, plant
 from tests.hf import library, model_of, trained
 from tests.mirror import Mirror
+from tests.test_accelerate import run as accelerated
 from tests.test_crash import failing
+from tests.test_dcp import NO_GROUP
+from tests.test_dcp import save as saved_by_dcp
+from tests.test_deepspeed import forge
 from tests.trainings import Training
 
 ROOT = Path(__file__).parents[1]
@@ -229,15 +233,66 @@ def test_what_a_copy_cannot_hold_is_left(files):
     assert "would not be in the target" in report.left[0].why
 
 
-def test_without_a_step_nothing_is_guessed(tmp_path):
-    """Files that state no step are left alone: nobody can tell which is the newest."""
-    model, optimizer = model_and_optimizer()
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_without_a_step_nothing_is_guessed(kind, tmp_path):
+    """Files that state no step, and whose optimizers count none or the same, are left alone: nobody can tell which is the newest."""
+    model, _ = model_and_optimizer()
+    optimizer = kind(model.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
     step(model, optimizer)
     for number in range(3):
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / f"ck-{number}.pt")
     report = strip(tmp_path, keep_last=1)
-    assert len(names(tmp_path)) == 3
-    assert {item.why for item in report.left} == {"it states no step, so nobody can tell whether it is the newest"}
+    assert len(names(tmp_path)) == len(report.left) == 3
+    assert all(item.why.startswith("it states no step, ") for item in report.left)
+
+
+def test_what_the_optimizer_counted_tells_the_newest(tmp_path):
+    """Where no step is stated, the optimizer's own count orders checkpoints, whatever their names say."""
+    model, optimizer = model_and_optimizer()
+    for number in (3, 2, 1):
+        step(model, optimizer)
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / f"ck-{number}.pt")
+    assert strip(tmp_path, keep_last=1).nbytes
+    assert names(tmp_path) == ["ck-1.pt", "ck-2.weights.pt", "ck-3.weights.pt"]
+
+
+def folder_of(writer, path, model, optimizer, number):
+    """A checkpoint of step `number` as one of several programs writes it."""
+    if writer == "DCP":
+        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": number}
+        saved_by_dcp(path, content)
+    elif writer == "Accelerate":
+        accelerated(path, [(model, optimizer)])
+    else:
+        forge(path.parent / "made", stage=2, ranks=2, step=number)
+        (path.parent / "made" / f"global_step{number}").rename(path)
+        shutil.rmtree(path.parent / "made")
+
+
+@pytest.mark.filterwarnings(f"ignore:{NO_GROUP}")
+@pytest.mark.parametrize("writer", ["DCP", "Accelerate", "DeepSpeed"])
+def test_folders_of_others(writer, tmp_path):
+    """Folders in pieces are stripped to one of ours, or to themselves without the optimizer's files; all weights stay bit for bit."""
+    model, optimizer = model_and_optimizer()
+    for number in (1, 2, 3):
+        step(model, optimizer)
+        folder_of(writer, tmp_path / f"ck-{number}", model, optimizer, number)
+    wanted = {name: ref.array().tobytes() for name, ref in optstate.open(tmp_path / "ck-1").weights.items()}
+    kept = tree(tmp_path / "ck-3")
+    report = strip(tmp_path, keep_last=1)
+    assert (report.left, names(tmp_path)) == ((), ["ck-1.weights", "ck-2.weights", "ck-3"])
+    opened = optstate.open(tmp_path / "ck-1.weights")
+    assert {name: ref.array().tobytes() for name, ref in opened.weights.items()} == wanted
+    assert (len(opened.state), tree(tmp_path / "ck-3")) == (0, kept)
+
+
+def test_what_deepspeed_calls_the_latest_stays(tmp_path):
+    """The folder above the tags is a run of them, and the one that `latest` names is kept however old it is."""
+    for number in (1, 2, 3):
+        folder_of("DeepSpeed", tmp_path / f"global_step{number}", None, None, number)
+    (tmp_path / "latest").write_text("global_step1")
+    strip(tmp_path, keep_last=1)
+    assert names(tmp_path) == ["global_step1", "global_step2.weights", "global_step3", "latest"]
 
 
 def test_a_copy_in_the_way_is_compared(ours):

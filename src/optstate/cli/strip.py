@@ -18,8 +18,8 @@ LEFT = 1
 @click.command(
     epilog="""\b
 What is stripped:
-  directories of optstate, files of torch.save, folders of the Hugging Face Trainer; all but the optimizer stays, in a
-  copy beside it: step-100.weights, epoch=1.weights.ckpt, checkpoint-100.weights
+  directories of optstate, files of torch.save, folders of the Hugging Face Trainer, Accelerate, DCP, FSDP and DeepSpeed;
+  all but the optimizer stays, in a copy beside it: step-100.weights, epoch=1.weights.ckpt, checkpoint-100.weights
 
 \b
 Exit codes:

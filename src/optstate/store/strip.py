@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,14 +17,17 @@ from optstate.errors import Damaged, OptstateError, ReadError
 from optstate.formats.containers.folder import Folder
 from optstate.formats.containers.regular import open_regular
 from optstate.formats.containers.sniff import HEAD, PICKLE, STREAM, ZIP, container_of
-from optstate.formats.layouts import hf_trainer
+from optstate.formats.layouts import accelerate, hf_trainer
+from optstate.formats.layouts.catalogue import folders
+from optstate.formats.layouts.deepspeed import LATEST, holds_tags
+from optstate.formats.layouts.deepspeed_universal import universal_below
 from optstate.formats.opening import open_checkpoint
 from optstate.formats.ours.directory import is_checkpoint
 from optstate.store.files import Files, RealFiles
 from optstate.store.folder import damage
 from optstate.store.keep import sweep_removed
 from optstate.store.lock import LOCK, Lock, unusable
-from optstate.store.strip_copy import SUFFIX, Kind, Source, digest, replace_by_copy
+from optstate.store.strip_copy import OPTIMIZER, SUFFIX, Kind, Source, digest, replace_by_copy
 from optstate.text import count, safe_text, size
 
 Fate = Literal["kept", "stripped", "left"]
@@ -92,9 +96,13 @@ def strip(
 
     Checkpoints whose names in a folder differ by their digits alone are a run: `step-100` and `step-200`, `epoch=1.ckpt`
     and `epoch=2.ckpt`. The newest are told by the step that they state, and are read whole first; a damaged one does not
-    count. Stripped are checkpoints of ours, files of `torch.save` and folders of the Hugging Face Trainer; a link is not
-    followed, and what a link beside it leads to is kept. A copy has all but the optimizer: `step-100.weights`. It is
-    written and read back, each weight compared bit by bit, before the checkpoint goes.
+    count. Where none is stated, the steps that its optimizer counted tell. A link is not followed, and what a link beside
+    it, or DeepSpeed's `latest`, leads to is kept.
+
+    A copy has all but the optimizer: `step-100.weights`. It is written and read back, each weight compared bit by bit,
+    before the checkpoint goes. That of a file of `torch.save` is one, that of a folder of the Hugging Face Trainer or of
+    Accelerate is the folder without its optimizer files; that of any other folder, such as those of DCP, FSDP and DeepSpeed,
+    is a directory of optstate.
 
     `dry_run` changes nothing. Raises `OptstateError` for fewer than one to keep or a folder that is none, `InUse` where a
     checkpointer saves into one of the folders.
@@ -138,12 +146,19 @@ def _kind(path: Path) -> Kind | None:
     """Of which kind a checkpoint at a path is; None for anything else."""
     try:
         if path.is_dir():
-            return "optstate" if is_checkpoint(path) else "trainer" if hf_trainer.fits(Folder(path)) else None
+            return "optstate" if is_checkpoint(path) else _kind_of_folder(Folder(path))
         source = open_regular(path)
         head = source.read(0, min(HEAD, source.size))
         return "torch" if container_of(head) in (ZIP, STREAM, PICKLE) else None
     except ReadError:
         return None
+
+
+def _kind_of_folder(folder: Folder) -> Kind | None:
+    if hf_trainer.fits(folder) or accelerate.fits(folder):
+        return "apart" if any(map(OPTIMIZER.fullmatch, folder.entries)) else "folder"
+    is_one = any(layout.fits(folder) for layout in folders()) and not (holds_tags(folder) or universal_below(folder))
+    return "folder" if is_one else None
 
 
 def _strip_folder(folder: Path, keep_last: int, files: Files | None) -> Iterator[Stripped]:
@@ -154,7 +169,7 @@ def _strip_folder(folder: Path, keep_last: int, files: Files | None) -> Iterator
             sweep_removed(folder, files)
         windows, links = _windows(folder)
         for (_, kind), paths in windows.items():
-            found = [_source(path, kind) for path in paths]
+            found = list(_told_apart([_source(path, kind) for path in paths]))
             yield from (each for each in found if isinstance(each, Stripped))
             yield from _strip_window([each for each in found if isinstance(each, Source)], links, keep_last, files)
     finally:
@@ -170,7 +185,15 @@ def _windows(folder: Path) -> tuple[dict[tuple[str, Kind], list[Path]], set[Path
         kind = None if path.is_symlink() or SUFFIX in path.suffixes else _kind(path)
         if kind is not None:
             windows.setdefault((re.sub("[0-9]+", "0", path.name), kind), []).append(path)
-    return windows, {path.resolve() for path in paths if path.is_symlink()}
+    return windows, {path.resolve() for path in paths if path.is_symlink()} | _named(folder)
+
+
+def _named(folder: Path) -> set[Path]:
+    """What DeepSpeed's file says is the latest: loading there goes by it."""
+    try:
+        return {(folder / Folder(folder).text(LATEST, 4096).strip()).resolve()}
+    except (ReadError, ValueError):
+        return set()
 
 
 def _source(path: Path, kind: Kind) -> Source | Stripped | None:
@@ -183,14 +206,29 @@ def _source(path: Path, kind: Kind) -> Source | Stripped | None:
         return None  # no checkpoint at all
     if not len(checkpoint.state) and not checkpoint.unplaced:
         return None
-    if checkpoint.step is None:
+    source = Source(path, kind, checkpoint)
+    if source.step is None:
         return Stripped(path, None, "left", why="it states no step, so nobody can tell whether it is the newest")
-    return Source(path, kind, checkpoint)
+    return source
+
+
+def _told_apart(found: Iterable[Source | Stripped | None]) -> Iterator[Source | Stripped | None]:
+    """Those of one run, without the ones that state no step and counted as many as another."""
+    found = list(found)
+    steps = Counter(each.step for each in found if isinstance(each, Source))
+    for each in found:
+        tied = isinstance(each, Source) and each.checkpoint.step is None and steps[each.step] > 1
+        yield Stripped(each.path, None, "left", why=_TIED) if isinstance(each, Source) and tied else each
+
+
+_TIED = (
+    "it states no step, and its optimizer counted as many as another one's, so nobody can tell whether it is the newest"
+)
 
 
 def _strip_window(sources: list[Source], links: set[Path], keep_last: int, files: Files | None) -> Iterator[Stripped]:
     """Strip all but the newest of one run, once those are known to be whole."""
-    newest_first = sorted(sources, key=lambda each: (each.checkpoint.step or 0, each.path.name), reverse=True)
+    newest_first = sorted(sources, key=lambda each: (each.step or 0, each.path.name), reverse=True)
     if len(newest_first) <= keep_last:
         yield from (_item(each, "kept", "among the newest") for each in newest_first)
         return
@@ -235,4 +273,4 @@ def _tried(source: Source, files: Files | None) -> Stripped:
 
 
 def _item(source: Source, fate: Fate, why: str = "", target: Path | None = None) -> Stripped:
-    return Stripped(source.path, source.checkpoint.step, fate, source.nbytes, target, why)
+    return Stripped(source.path, source.step, fate, source.nbytes, target, why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as copy
@@ -16,6 +17,7 @@ from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.containers.folder import Folder
 from optstate.formats.containers.regular import open_regular
 from optstate.formats.opening import open_checkpoint
+from optstate.optimizers.spec import number
 from optstate.state.frozen import FrozenSource
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.tensors import TensorRef, is_tensor, nbytes
@@ -30,11 +32,12 @@ from optstate.store.runs import row_major_pieces
 from optstate.store.writer import write_checkpoint
 from optstate.text import safe_text
 
-Kind: TypeAlias = Literal["optstate", "torch", "trainer"]
-"""A directory of ours · a file of `torch.save` · a folder of the Hugging Face Trainer."""
+Kind: TypeAlias = Literal["optstate", "torch", "apart", "folder"]
+"""A directory of ours · a file of `torch.save` · a folder that has the optimizer in files of its own, as those of the Hugging
+Face Trainer and of Accelerate, which is copied without them · any other folder, whose copy is a directory of ours."""
 
-OPTIMIZER = ("optimizer.pt", "optimizer.bin")
-"""The files of the Trainer that hold nothing but the optimizer."""
+OPTIMIZER = re.compile(r"optimizer(_[0-9]+)?(\.pt|\.bin)?")
+"""Files, and folders, of the Trainer and of Accelerate that hold nothing but an optimizer."""
 
 SUFFIX = ".weights"
 """In the name of a copy, so that no program resumes from it: `step-4.weights`, `epoch=4.weights.ckpt`."""
@@ -58,6 +61,14 @@ class Source:
     def nbytes(self) -> int:
         """What they take."""
         return sum(map(nbytes, self.slots))
+
+    @property
+    def step(self) -> int | None:
+        """The step that it states, else how many steps its optimizer counted; None where nothing in it tells."""
+        if self.checkpoint.step is not None:
+            return self.checkpoint.step
+        counts = [slot for info in self.checkpoint.state.values() if (slot := info.find("step")) is not None]
+        return max((int(number(slot.value) or 0) for slot in counts), default=None)
 
     @property
     def target(self) -> Path:
@@ -111,8 +122,8 @@ def _write_torch(source: Source, target: Path, files: Files) -> None:
     converted(_without_optimizer(source.checkpoint), target, files, to="torch")
 
 
-def _write_folder(source: Source, target: Path, files: Files) -> None:
-    """Copy a folder without the files of the optimizer, byte by byte."""
+def _write_apart(source: Source, target: Path, files: Files) -> None:
+    """Copy a folder without what is the optimizer's, byte by byte."""
     inside = dict(_files(Folder(source.path)))
     folders = sorted({folder for name in inside for folder in Path(name).parents} - {Path()})
     total = sum(path.stat().st_size for path in inside.values())
@@ -126,19 +137,27 @@ def _write_folder(source: Source, target: Path, files: Files) -> None:
             sync_directory(directory / folder, files)
 
 
+def _write_folder(source: Source, target: Path, files: Files) -> None:
+    """All tensors in whole, wherever their pieces lie, and every object, in our own format."""
+    converted(_without_optimizer(source.checkpoint), target, files, to="optstate")
+
+
 _WRITERS: Mapping[Kind, Callable[[Source, Path, Files], None]] = {
     "optstate": _write_own,
     "torch": _write_torch,
-    "trainer": _write_folder,
+    "apart": _write_apart,
+    "folder": _write_folder,
 }
 
 
 def _files(folder: Folder, prefix: str = "") -> Iterator[tuple[str, Path]]:
     """Each file in a folder and below, but for the optimizer's, by its path in the folder."""
     for name, is_folder in folder.entries.items():
+        if not prefix and OPTIMIZER.fullmatch(name):
+            continue
         if is_folder:
             yield from _files(folder.folder(name), f"{prefix}{name}/")
-        elif prefix or name not in OPTIMIZER:
+        else:
             yield f"{prefix}{name}", folder.path / name
 
 
@@ -163,8 +182,8 @@ _PIECE = 1 << 24
 
 def _fault(source: Source, target: Path) -> str | None:
     """What of a copy is not as in the checkpoint, every byte of both read; None where all of it is."""
-    fault = damage(target) if source.kind == "optstate" else None
-    if fault is None and source.kind == "trainer":
+    fault = damage(target) if source.kind in ("optstate", "folder") else None
+    if fault is None and source.kind == "apart":
         fault = _other_file(source.path, target)
     return fault or _other_tensor(source.checkpoint, open_checkpoint(target))
 

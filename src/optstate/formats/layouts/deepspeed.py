@@ -34,7 +34,8 @@ _MODEL = re.compile(r"(?:zero_pp_rank_(?P<dp>\d+)_)?mp_rank_(?P<mp>\d+)_model_st
 _APART = re.compile(r"(?:layer_\d+|expp_rank_\d+).*_states\.pt")
 """Files of pipeline layers and of experts, which hold what the others do not."""
 
-_TAG = "latest"
+LATEST = "latest"
+"""The file beside the tags that names one of them."""
 
 
 @dataclass(slots=True)
@@ -48,7 +49,12 @@ class _Files:
 
 def fits(folder: Folder) -> bool:
     """Whether this is a folder with tags, or one tag."""
-    return _is_tag(folder) or (_TAG in folder.files and any(_is_tag(folder.folder(name)) for name in folder.folders))
+    return _is_tag(folder) or (LATEST in folder.files and holds_tags(folder))
+
+
+def holds_tags(folder: Folder) -> bool:
+    """Whether checkpoints lie in this folder, rather than this being one."""
+    return not _is_tag(folder) and any(_is_tag(folder.folder(name)) for name in folder.folders)
 
 
 def _is_tag(folder: Folder) -> bool:
@@ -78,12 +84,12 @@ LAYOUT = FolderLayout("DeepSpeed", fits, read)
 
 
 def _latest(folder: Folder) -> Folder:
-    tag = folder.text(_TAG, 4096).strip()
+    tag = folder.text(LATEST, 4096).strip()
     if tag in folder.folders:
         return folder.folder(tag)
     raise NotACheckpoint(
         f"{folder.name} has no checkpoint of the name that is the latest",
-        expected=f"a folder {safe_text(tag)}, as the file `{_TAG}` says",
+        expected=f"a folder {safe_text(tag)}, as the file `{LATEST}` says",
         found=f"folders {listing(folder.folders)}",
         todo="name the folder of one step",
     )

@@ -74,7 +74,7 @@ class FileTensor:
 
 def fits(folder: Folder) -> bool:
     """Whether this is a universal folder, or one above it that names it."""
-    return _is_universal(folder) or _below(folder) is not None
+    return _is_universal(folder) or universal_below(folder) is not None
 
 
 def _is_universal(folder: Folder) -> bool:
@@ -84,7 +84,8 @@ def _is_universal(folder: Folder) -> bool:
     return _GROUPS in zero.files or any(f"{MASTER}.pt" in zero.folder(name).files for name in zero.folders[:1])
 
 
-def _below(folder: Folder) -> Folder | None:
+def universal_below(folder: Folder) -> Folder | None:
+    """The universal folder that a folder above it names as the latest; None where it names none."""
     if _LATEST not in folder.files:
         return None
     name = folder.text(_LATEST, 4096).strip()
@@ -93,7 +94,7 @@ def _below(folder: Folder) -> Folder | None:
 
 def read(folder: Folder) -> Parts:
     """The parts of a universal folder; what cannot be read of it is told in `unread`."""
-    inner = _below(folder) or folder
+    inner = universal_below(folder) or folder
     zero = inner.folder(_ZERO)
     about, notes = model_file(inner)
     shapes = shapes_of(about.get("param_shapes"))
