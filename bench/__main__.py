@@ -14,8 +14,29 @@ from pathlib import Path
 
 from bench.harness import Options, Row, machine
 
-SUBJECTS = ("show", "pickle", "attach", "save", "restore", "stats", "diff", "edit", "schedule", "plan", "prove")
+SUBJECTS = (
+    "show",
+    "pickle",
+    "attach",
+    "save",
+    "stall",
+    "restore",
+    "stats",
+    "diff",
+    "edit",
+    "surgery",
+    "schedule",
+    "plan",
+    "prove",
+    "rebuild",
+)
+ON_REQUEST = ("peers",)
+"""Subjects that take minutes and say nothing of ours alone."""
+
 _HEADER = ("SUBJECT", "SIZE", "OURS", "PEER", "LIMIT", "÷ PEER", "÷ LIMIT", "PEAK MB", "VERDICT")
+
+
+_ALL = (*SUBJECTS, *ON_REQUEST)
 
 
 def main() -> None:
@@ -46,7 +67,7 @@ def _measured(name: str, beside: Path, quick: bool) -> list[Row]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: does it run?")
-    parser.add_argument("--only", action="append", choices=SUBJECTS, metavar="NAME", help=" | ".join(SUBJECTS))
+    parser.add_argument("--only", action="append", choices=_ALL, metavar="NAME", help=" | ".join(_ALL))
     parser.add_argument(
         "--json", type=Path, metavar="FILE", default=Path("bench-results/latest.json"), help="default: %(default)s"
     )

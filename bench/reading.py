@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 BLOCK = 1 << 20  # bytes
+PART = 1 << 23  # bytes that are read at once past the page cache
+_OWN = threading.local()
 
 
 def read(path: str, share: float = 1.0) -> None:
@@ -26,6 +32,24 @@ def uncached(paths: Iterable[str]) -> None:
         os.fsync(handle)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(handle)
+
+
+def direct(paths: Iterable[str | os.PathLike[str]], most: int | None = None) -> None:
+    """Read files, `most` bytes of each, past the page cache and into a few buffers, with four threads."""
+    with ThreadPoolExecutor(4) as readers:
+        for path in paths:
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            try:
+                length = min(os.fstat(handle).st_size, most or sys.maxsize)
+                list(readers.map(partial(_part, handle), range(0, length, PART)))
+            finally:
+                os.close(handle)
+
+
+def _part(handle: int, offset: int) -> None:
+    if not hasattr(_OWN, "buffer"):
+        _OWN.buffer = mmap.mmap(-1, PART)  # as aligned as `O_DIRECT` wants it
+    os.preadv(handle, [_OWN.buffer], offset)
 
 
 def main() -> None:

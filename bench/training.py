@@ -24,6 +24,24 @@ def training(megabytes: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Adam
     return model, optimizer
 
 
+def many(count: int, elements: int) -> tuple[nn.Module, torch.optim.AdamW]:
+    """A model of so many parameters of so many elements, and its optimizer, after one step."""
+    torch.manual_seed(0)
+    model = nn.ParameterList([torch.randn(elements) for _ in range(count)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def state_nbytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all weights and slots."""
+    slots = [slot for entry in optimizer.state.values() for slot in entry.values()]
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *slots])
+
+
 def main() -> None:
     """`python -m bench.training FILE MEGABYTES ...`: states as most people save them, one file after the other."""
     for path, megabytes in zip(sys.argv[1::2], sys.argv[2::2], strict=True):

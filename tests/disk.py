@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,14 +42,14 @@ class Disk:
         The changes and syncs, as `crashes` takes them.
     fault
         Called before each call with its number and name; what it returns is raised. For a write it may return
-        a number: only so many bytes are then written.
+        a number: only so many bytes are then written, or such a part of them.
     """
 
     ROOT = 0
     writers = 0
     buffer = 8192
 
-    def __init__(self, fault: Callable[[int, str], OSError | int | None] = lambda number, what: None) -> None:
+    def __init__(self, fault: Callable[[int, str], OSError | float | None] = lambda number, what: None) -> None:
         self.boot = RealFiles().boot  # so that a real save after a simulated crash knows whose leftovers they are
         self.directories: dict[int, dict[str, int]] = {self.ROOT: {}}
         self.contents: dict[int, bytearray] = {}
@@ -86,7 +86,7 @@ class Disk:
         limit = self._call("write", inode)
         if self.direct.get(handle) and (len(data) % SECTOR or offset % SECTOR):
             raise OSError(EINVAL, os.strerror(EINVAL))
-        piece = bytes(data if limit is None else data[:limit])
+        piece = bytes(cut(data, limit))
         self._put(inode, offset, piece)
         return len(piece)
 
@@ -115,12 +115,18 @@ class Disk:
         self._call("replace", target)
         self._move(source, target)
 
+    def link(self, source, target):
+        self._call("link", target)
+        inode = self._find(source)
+        parent, entries = self._parent(target)
+        if target.name in entries:
+            raise FileExistsError(EEXIST, os.strerror(EEXIST), str(target))
+        entries[target.name] = inode
+        self.log.append(Step("link", parent, target.name, inode=inode))
+
     def remove_tree(self, path):
-        inode = self._find(path)
-        for name in sorted(self.directories[inode]):
-            self._call("unlink", path / name)
-            del self.directories[inode][name]
-            self.log.append(Step("unlink", inode, name))
+        for name in sorted(self.directories.get(self._find(path), ())):
+            self.remove_tree(path / name)
         self._call("unlink", path)
         parent, entries = self._parent(path)
         del entries[path.name]
@@ -199,6 +205,18 @@ class Disk:
         return snapshot(self.directories, self.contents)
 
 
+def failing(number: int, code: int) -> Callable[[int, str], OSError | None]:
+    """A fault at one call."""
+    return lambda call, what: OSError(code, os.strerror(code)) if call == number else None
+
+
+def cut(data: Buffer, limit: float | None) -> Buffer:
+    """What of a write passes: all, so many bytes, or such a part of them, which is at least one byte."""
+    if limit is None:
+        return data
+    return memoryview(data)[: limit if isinstance(limit, int) else max(1, int(limit * len(data)))]
+
+
 Tree = dict[str, bytes]
 
 
@@ -220,26 +238,32 @@ def snapshot(directories: dict[int, dict[str, int]], contents: dict[int, bytearr
 
 # --- power cuts ---------------------------------------------------------------------------------------------
 
-SECTOR = 512
+SECTOR, PAGE = 512, 4096
 
 
-def crashes(log: Sequence[Step], end: int, most: int) -> Iterator[Tree]:
-    """What a power cut after the first `end` steps may leave.
+def crashes(log: Sequence[Step], end: int, most: int, *, stride: int = 1) -> Iterator[Tree]:
+    """What a power cut after the first `end` steps may leave; every `stride`-th of these trees.
 
     Of the volatile changes all are kept, all are lost, every single one, two, … up to `most` are lost, and
-    every single one alone is kept; each write also is torn at sectors, kept in length but zero, and garbage.
+    every single one alone is kept; each write also is torn at any sector, has zeros or garbage in any sector or
+    page, and is kept in length alone.
     """
-    done = log[:end]
+    # What is not asked for is not made: that takes most of the time.
+    for steps, lost in islice(_cuts(log[:end], most), 0, None, stride):
+        yield replay(steps, lost)
+
+
+def _cuts(done: Sequence[Step], most: int) -> Iterator[tuple[Sequence[Step], set[int]]]:
     volatile = [number for number, step in enumerate(done) if not _is_sync(step) and not _synced(done, number)]
     for lost in range(min(most, len(volatile)) + 1):
         for chosen in combinations(volatile, lost):
-            yield replay(done, set(chosen))
-    yield replay(done, set(volatile))
+            yield done, set(chosen)
+    yield done, set(volatile)
     for number in volatile:
-        yield replay(done, set(volatile) - {number})
+        yield done, set(volatile) - {number}
         if done[number].what == "write":
             for torn in _torn(done[number]):
-                yield replay([*done[:number], torn, *done[number + 1 :]], set())
+                yield [*done[:number], torn, *done[number + 1 :]], set()
 
 
 def _is_sync(step: Step) -> bool:
@@ -253,11 +277,15 @@ def _synced(done: Sequence[Step], number: int) -> bool:
 
 
 def _torn(step: Step) -> Iterator[Step]:
-    yield step._replace(data=bytes(len(step.data)))
-    for start in range(0, len(step.data), SECTOR):
-        yield step._replace(data=step.data[:start])
-        garbage = bytes(byte ^ 0x5A for byte in step.data[start : start + SECTOR])
-        yield step._replace(data=step.data[:start] + garbage + step.data[start + SECTOR :])
+    data = step.data
+    yield step._replace(data=bytes(len(data)))
+    for start in range(0, len(data), SECTOR):
+        yield step._replace(data=data[:start])
+    for block in (SECTOR, PAGE):
+        for start in range(0, len(data), block):
+            lost = data[start : start + block]
+            for found in (bytes(len(lost)), bytes(byte ^ 0x5A for byte in lost)):
+                yield step._replace(data=data[:start] + found + data[start + block :])
 
 
 def replay(steps: Sequence[Step], lost: set[int]) -> Tree:

@@ -70,6 +70,10 @@ class Mirror:
         self.disk.replace(self._on_disk(source), self._on_disk(target))
         self.real.replace(source, target)
 
+    def link(self, source, target):
+        self.disk.link(self._on_disk(source), self._on_disk(target))
+        self.real.link(source, target)
+
     def remove_tree(self, path):
         self.disk.remove_tree(self._on_disk(path))
         self.real.remove_tree(path)

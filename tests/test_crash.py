@@ -12,234 +12,22 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from optstate.errors import ReadError, TargetExists, WriteFailed
+from optstate.errors import TargetExists, WriteFailed
 from optstate.store.files import RealFiles
 from tests.checkpoints import recovered, write
-from tests.disk import Disk, Step, crashes, plant
+from tests.disk import Disk, plant
 
 ROOT = Path(__file__).parents[1]
 PATH = Path("run/ck")
 OLD, NEW = 1, 2
 
 
-def saved(*, replace, **options):
-    """A disk on which step 1 is saved and, when asked, replaced by step 2; with the length of the log before that."""
-    disk = Disk()
-    if replace:
-        write(PATH, OLD, disk, **options)
-    before = len(disk.log)
-    write(PATH, NEW, disk, replace=replace, **options)
-    return disk, before
-
-
-class Verdicts:
-    """What can be read at the path in each tree that a power cut leaves; the same tree is looked at once."""
-
-    def __init__(self, root):
-        self.root = root
-        self.known = {}
-
-    def of(self, tree):
-        key = tuple(sorted(tree.items()))
-        if key not in self.known:
-            plant(tree, self.root)
-            self.known[key] = self.look()
-            shutil.rmtree(self.root)
-        return self.known[key]
-
-    def look(self):
-        try:
-            return recovered(self.root / PATH)
-        except (ReadError, AssertionError) as error:
-            return f"{type(error).__name__}: {error}"
-
-
-def violations(log, before, verdicts, *, replace, most=2):
-    """Every crash state in which neither the old checkpoint nor the new one can be read, and how many were tried."""
-    legal = {OLD, NEW} if replace else {None, NEW}
-    wrong, tried = [], 0
-    for end in range(before, len(log) + 1):
-        allowed = {NEW} if end == len(log) else legal
-        for tree in crashes(log, end, most):
-            tried += 1
-            verdict = verdicts.of(tree)
-            if verdict not in allowed:
-                wrong.append((end, verdict))
-    return wrong, tried
-
-
-@pytest.fixture
-def verdicts(tmp_path):
-    return Verdicts(tmp_path / "disk")
-
-
-SIZES = [
-    pytest.param({"tensors": 0}, 20, id="no tensor"),
-    pytest.param({"tensors": 3}, 100, id="two files"),
-    pytest.param({"tensors": 3, "header_limit": 1}, 300, id="six files"),
-    pytest.param({"tensors": 200}, 300, id="two hundred tensors", marks=pytest.mark.whole),
-]
-
-
-@pytest.mark.parametrize("replace", [False, True], ids=["new", "replacing"])
-@pytest.mark.parametrize(("options", "states"), SIZES)
-def test_power_cut_at_any_step_leaves_old_or_new(options, states, replace, verdicts, whole):
-    """After every step of a save, whatever of the unsynced changes is lost, torn or garbage: old or new, whole."""
-    disk, before = saved(replace=replace, **options)
-    wrong, tried = violations(disk.log, before, verdicts, replace=replace, most=4 if whole else 2)
-    assert wrong == []
-    assert tried > states
-    assert {NEW, OLD if replace else None} == set(verdicts.known.values())
-
-
-def without(what, which):
-    """A broken protocol: the steps of one kind whose number (from the end when negative) is given never happened."""
-
-    def broken(log, before):
-        numbers = [number for number, step in enumerate(log) if number >= before and step.what == what]
-        del log[numbers[which]]
-
-    return broken
-
-
-def old_removed_first(log, before):
-    """A broken protocol: the old checkpoint goes before the new one is there."""
-    removal = [step for step in log[before:] if step.what == "unlink"]
-    rest = [step for step in log[before:] if step.what != "unlink"]
-    aside = next(number for number, step in enumerate(rest) if step.what == "rename")
-    log[before:] = [*rest[: aside + 1], *removal, *rest[aside + 1 :]]
-
-
-def renamed_too_early(log, before):
-    """A broken protocol: the new checkpoint gets its name before its files are synced."""
-    number = max(number for number, step in enumerate(log) if step.what == "rename")
-    commit = log.pop(number)
-    first_sync = next(number for number, step in enumerate(log) if number >= before and step.what == "sync")
-    log.insert(first_sync, commit)
-
-
-BROKEN = {
-    "first data file not synced": (without("sync", 0), False),
-    "second data file not synced": (without("sync", 1), False),
-    "manifest not synced": (without("sync", -1), False),
-    "directory not synced": (without("sync directory", -2), False),
-    "parent not synced": (without("sync directory", -1), False),
-    "parent not synced when replacing": (without("sync directory", -1), True),
-    "directory not synced when replacing": (without("sync directory", -2), True),
-    "renamed too early": (renamed_too_early, False),
-    "old one removed first": (old_removed_first, True),
-}
-
-
-@pytest.mark.parametrize(("broken", "replace"), BROKEN.values(), ids=BROKEN)
-def test_every_step_of_the_protocol_is_needed(broken, replace, verdicts):
-    """Take any sync away, or change the order, and the simulation finds a power cut that loses data."""
-    disk, before = saved(replace=replace)
-    log = list(disk.log)
-    broken(log, before)
-    wrong, _ = violations(log, before, verdicts, replace=replace)
-    assert wrong
-
-
-def test_after_a_power_cut_the_next_save_cleans_up(tmp_path):
-    """Whatever a killed save left, the next one to the same name succeeds and leaves nothing but itself."""
-    disk, before = saved(replace=True)
-    seen = set()
-    for end in range(before, len(disk.log) + 1):
-        for tree in crashes(disk.log, end, most=1):
-            if tuple(sorted(tree.items())) in seen:
-                continue
-            seen.add(tuple(sorted(tree.items())))
-            plant(tree, tmp_path)
-            write(tmp_path / PATH, 3, replace=True)
-            assert recovered(tmp_path / PATH) == 3
-            assert os.listdir(tmp_path / "run") == ["ck"]
-            shutil.rmtree(tmp_path / "run")
-    assert len(seen) > 30
-
-
 # --- failing operations -------------------------------------------------------------------------------------
-
-ERRORS = [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EINTR, errno.EROFS, errno.EACCES]
-
-
-def failing(number, code, *, for_ever):
-    """A fault at one call, or at that and all later ones."""
-
-    def fault(call, what):
-        hit = call >= number if for_ever else call == number
-        return OSError(code, os.strerror(code)) if hit else None
-
-    return fault
-
-
-def attempts(code, *, for_ever, replace):
-    """A save for each call that can fail, with the disk after it and what was raised; ends when nothing fails."""
-    number = 0
-    while True:
-        disk = Disk()
-        write(PATH, OLD, disk) if replace else disk.make_directory(Path("run"))
-        disk.calls.clear()
-        disk.fault = failing(number, code, for_ever=for_ever)
-        try:
-            write(PATH, NEW, disk, replace=replace)
-            raised = None
-        except WriteFailed as error:
-            raised = error
-        if len(disk.calls) <= number:
-            return
-        yield number, disk, raised
-        number += 1
-
-
-@pytest.mark.parametrize("replace", [False, True], ids=["new", "replacing"])
-@pytest.mark.parametrize("code", ERRORS, ids=errno.errorcode.get)
-def test_one_failing_call_changes_nothing(code, replace, tmp_path):
-    """Each call fails once: the old checkpoint is untouched, nothing is left behind, and errno is the system's."""
-    outcomes: Counter[bool] = Counter()
-    for number, disk, raised in attempts(code, for_ever=False, replace=replace):
-        plant(disk.tree(), tmp_path / str(number))
-        step = recovered(tmp_path / str(number) / PATH)
-        others = sorted(set(os.listdir(tmp_path / str(number) / "run")) - {"ck"})
-        if raised is None:  # only tidying up after the new one was safe can fail without failing the save
-            assert step == NEW, disk.calls[number]
-        else:
-            assert (step, others) == (OLD if replace else None, []), disk.calls[number]
-            assert raised.errno == code
-            assert raised.filename
-        outcomes[raised is None] += 1
-        disk.fault = lambda number, what: None
-        if raised is not None:
-            write(PATH, NEW, disk, replace=replace)  # and once the fault is gone, it works
-    assert outcomes[False] > 15
-
-
-@pytest.mark.parametrize("replace", [False, True], ids=["new", "replacing"])
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
-def test_failing_from_some_call_on_never_loses_the_old_one(code, replace, tmp_path):
-    """The disk fails and stays so, clean-up included: old or new can be read, whole, and success is not claimed."""
-    steps = []
-    for number, disk, raised in attempts(code, for_ever=True, replace=replace):
-        plant(disk.tree(), tmp_path / str(number))
-        steps.append(recovered(tmp_path / str(number) / PATH) or 0)
-        assert steps[-1] == NEW or raised is not None
-    assert steps == sorted(steps)
-    assert set(steps) == {OLD if replace else 0, NEW}
-
-
-def test_a_failed_sync_is_not_repeated():
-    """The system may report a failed sync once and forget it, so a second one would prove nothing."""
-    for _, disk, raised in attempts(errno.EIO, for_ever=False, replace=False):
-        if raised is None:
-            continue
-        synced = [path for what, path in disk.calls if what == "sync"]
-        assert len(synced) == len(set(synced))
 
 
 @pytest.mark.parametrize("keep", [lambda call: 1, lambda call: 300], ids=["one byte", "300 bytes"])
@@ -312,65 +100,12 @@ def test_interrupt_at_any_call_cleans_up(replace, tmp_path):
 
 # --- real files ---------------------------------------------------------------------------------------------
 
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from optstate.store.files import RealFiles
-from tests.checkpoints import write
-
-class Killing(RealFiles):
-    def __init__(self, at):
-        super().__init__()
-        self.left = at
-
-def counted(name):
-    def call(self, *arguments):
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
-        return getattr(RealFiles, name)(self, *arguments)
-    return call
-
-for name in ("make_directory", "create", "write", "sync", "close", "sync_directory", "rename", "remove_tree", "lock"):
-    setattr(Killing, name, counted(name))
-
-survived = False
-number = 0
-while not survived:
-    path = Path(sys.argv[1]) / str(number) / "ck"
-    write(path, 1)
-    child = os.fork()
-    if child == 0:
-        write(path, 2, Killing(number), replace=True)
-        os._exit(0)
-    survived = os.waitpid(child, 0)[1] == 0
-    number += 1
-print(number)
-"""
-
 
 def run(code, *arguments, **options):
     """Run code without torch in a process of its own, from where it finds this project."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60, **options)
-
-
-def test_kill_at_any_call(tmp_path):
-    """A process killed before each call on real files: old or new can be read, and the next save tidies up."""
-    done = run(KILLED, tmp_path)
-    assert done.returncode == 0, done.stderr
-    number = int(done.stdout)
-    assert number > 15
-    steps: list[int | None] = []
-    for folder in (tmp_path / str(each) for each in range(number)):
-        steps.append(recovered(folder / "ck"))
-        write(folder / "ck", 3, replace=True)
-        assert recovered(folder / "ck") == 3
-        assert os.listdir(folder) == ["ck"]
-    commit = steps.index(NEW)
-    assert set(steps[:commit]) == {OLD}
-    assert set(steps[commit:]) == {NEW}
 
 
 def test_kill_between_the_renames_reads_the_old_one(tmp_path):
@@ -509,13 +244,3 @@ def test_two_saves_to_one_name(tmp_path):
         write(tmp_path / "ck", NEW, Overtaken())
     assert recovered(tmp_path / "ck") == OLD
     assert os.listdir(tmp_path) == ["ck"]
-
-
-def test_manifest_is_written_last_and_everything_is_synced():
-    """The order of steps: each file synced, the manifest after the data, then the directory, the name, its parent."""
-    disk, before = saved(replace=False)
-    whats = [step.what for step in disk.log[before:]]
-    assert whats[-3:] == ["sync directory", "rename", "sync directory"]
-    files = {step.inode: step.name for step in disk.log if isinstance(step, Step) and step.data == b"f"}
-    synced = [files[step.target] for step in disk.log if step.what == "sync"]
-    assert synced == ["weights.safetensors", "optimizer.safetensors", "manifest.json"]

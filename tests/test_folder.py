@@ -29,7 +29,6 @@ from optstate.store.writer import write_checkpoint
 from tests.checkpoints import recovered, sample, write
 from tests.disk import crashes, plant
 from tests.mirror import Mirror
-from tests.test_crash import failing
 
 ROOT = Path(__file__).parents[1]
 
@@ -135,6 +134,10 @@ def test_what_cannot_be_judged_is_no_damage(tmp_path):
     manifest.write_bytes(manifest.read_bytes().replace(b"optstate/1", b"optstate/2"))
     with pytest.raises(NewerFormat):
         contents(tmp_path)
+    told = contents(tmp_path, strict=False)
+    assert str(told[0]).startswith("step-1: intact")
+    assert "step-2: not read: " in str(told[1])
+    assert "optstate/2" in str(told[1])
     shelf = shelf_in(tmp_path)
     for _ in range(2):
         with pytest.raises(NewerFormat):
@@ -353,6 +356,31 @@ def test_a_child_does_not_hold_the_lock(tmp_path):
     for end in (*ready, *done):
         os.close(end)
     os.waitpid(child, 0)
+
+
+def test_lock_is_given_back_while_a_forked_process_lives(tmp_path):
+    """A worker that was forked off, as those of a loader are, neither keeps the folder nor gives it away."""
+    shelf = shelf_in(tmp_path)
+    shelf.open()
+    end, other_end = os.pipe()
+    done, other_done = os.pipe()
+    child = os.fork()
+    if child == 0:
+        shelf.close()
+        os.write(other_done, b"!")
+        os.read(end, 1)
+        os._exit(0)
+    assert os.read(done, 1) == b"!"
+    with pytest.raises(InUse):
+        shelf_in(tmp_path).open()
+    shelf.close()
+    again = shelf_in(tmp_path)
+    again.open()
+    again.close()
+    os.write(other_end, b"!")
+    assert os.waitpid(child, 0)[1] == 0
+    for each in (end, other_end, done, other_done):
+        os.close(each)
 
 
 def test_lock_is_given_back_with_the_object(tmp_path):
@@ -608,122 +636,7 @@ def test_after_any_power_cut_the_run_goes_on(strip, tmp_path, whole):
         shutil.rmtree(tmp_path / "disk")
 
 
-# --- failing calls, and kills -------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strip", [False, True], ids=["removing", "stripping"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
-@pytest.mark.filterwarnings("ignore:.*was to go, and stays:RuntimeWarning")
-def test_one_failing_call_loses_nothing(code, strip, tmp_path):
-    """Each call of a save that lets an old one go fails once: two are whole, and the next save succeeds."""
-    number = 0
-    while True:
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        mirror = Mirror(folder)
-        shelf = shelf_in(folder / "run", mirror, strip=strip)
-        for step in (1, 2):
-            save(shelf, step)
-        mirror.disk.calls.clear()
-        mirror.disk.fault = failing(number, code, for_ever=False)
-        try:
-            save(shelf, 3)
-            raised = None
-        except WriteFailed as error:
-            raised = error.errno
-        assert raised in (None, code)
-        if len(mirror.disk.calls) <= number:
-            break
-        mirror.disk.fault = lambda call, what: None
-        found = contents(folder / "run")
-        good = [each.step for each in found if each.fault is None and damage(each.path) is None]
-        assert good[:2] in ([2, 1], [3, 2])
-        assert (3 in good) is (raised is None)
-        save(shelf, 4)
-        assert [each.step for each in contents(folder / "run")][:1] == [4]
-        shelf.close()
-        shutil.rmtree(folder)
-        number += 1
-    assert number > 25
-
-
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from optstate.store.files import RealFiles
-from optstate.store.folder import contents, damage
-from tests.test_folder import save, shelf_in
-
-class Killing(RealFiles):
-    def __init__(self, at):
-        super().__init__()
-        self.left = at
-
-def counted(name):
-    def call(self, *arguments, **options):
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.left -= 1
-        return getattr(RealFiles, name)(self, *arguments, **options)
-    return call
-
-for name in ("make_directory", "create", "write", "sync", "sync_directory", "rename", "remove_tree", "hold"):
-    setattr(Killing, name, counted(name))
-
-def life(folder, at, strip, told):
-    shelf = shelf_in(folder, Killing(at), strip=strip)
-    shelf.open()
-    if shelf.known:
-        shelf.goes_on_from(shelf.known[0])
-    first = (shelf.known[0].step if shelf.known else 0) + 1
-    for step in (first, first + 1):
-        save(shelf, step)
-        os.write(told, f"{step} ".encode())
-
-root, strip, stride = Path(sys.argv[1]), sys.argv[2] == "True", int(sys.argv[3])
-kills = at = 0
-survived = False
-while not survived:
-    survived = True
-    for each in range(3):  # one folder for a kill at this call, of which the next life is killed as well
-        here, there = os.pipe()
-        child = os.fork()
-        if child == 0:
-            life(root / str(at), at, strip, there)
-            os._exit(0)
-        os.close(there)
-        told = [int(step) for step in os.read(here, 4096).split()]
-        while more := os.read(here, 4096):
-            told += map(int, more.split())
-        os.close(here)
-        status = os.waitpid(child, 0)[1]
-        assert status in (0, signal.SIGKILL), status
-        kills += status != 0
-        survived &= status == 0
-        found = contents(root / str(at)) if (root / str(at)).exists() else []
-        whole = [one.step for one in found if one.fault is None and damage(one.path) is None]
-        assert len(whole) == len(found), found
-        if told:
-            assert whole[0] >= told[-1], (at, whole, told)
-            assert len(whole) >= min(2, told[-1]), (at, whole, told)
-    at += stride
-print(kills)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strip", [False, True], ids=["removing", "stripping"])
-def test_kill_at_any_call_and_again(strip, tmp_path, whole):
-    """Killed before each call, and again while it recovers: what was reported as saved is there, whole."""
-    stride = 3 if strip and not whole else 1
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path, str(strip), str(stride)],
-        env=environment, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 60 / stride
+# --- lineage ------------------------------------------------------------------------------------------------
 
 
 def test_lineage_grows_with_each_resume(tmp_path):

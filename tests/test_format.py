@@ -252,7 +252,7 @@ def test_schema_is_published_as_it_is():
 def test_manifest_round_trip():
     """What is encoded decodes to equal types."""
     body, _ = sample(7)
-    assert decode_manifest(encode_manifest(body), "manifest.json") == body
+    assert decode_manifest(b"".join(encode_manifest(body)), "manifest.json") == body
 
 
 def changed(raw, **fields):
@@ -301,7 +301,7 @@ BODIES = {
 @pytest.mark.parametrize("fields", BODIES.values(), ids=BODIES)
 def test_body_is_read_strictly(fields):
     """Well-formed, with a digest that fits, and yet not as the format is: refused, with the path of the fault."""
-    raw = encode_manifest(sample(1)[0])
+    raw = b"".join(encode_manifest(sample(1)[0]))
     assert decode_manifest(changed(raw), "manifest.json").step == 1
     with pytest.raises(Refused, match="not as optstate/1 is defined"):
         decode_manifest(changed(raw, **fields), "manifest.json")

@@ -333,3 +333,26 @@ def test_by_name_dict_shares_nothing_and_survives_safe_loading(model, adam, tmp_
     loaded = torch.load(tmp_path / "named.pt", weights_only=True)
     assert loaded["optimizers"][""]["class"] == "torch.optim.adamw.AdamW"
     assert loaded["optimizers"][""]["groups"][0]["parameters"] == list(loaded["state"])
+
+
+class Around(torch.optim.Optimizer):
+    """An optimizer put around another one, as some libraries do it: nothing of torch's own constructor is called."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    param_groups = property(lambda self: self.inner.param_groups)
+    state = property(lambda self: self.inner.state)
+
+
+def test_wrapper_without_torchs_constructor(model, adam, tmp_path):
+    """What is put around an optimizer is saved, restored and edited like it, though it lacks what torch would have made."""
+    wrapper = Around(adam)
+    optstate.save(tmp_path / "ck", model=model, optimizer=wrapper)
+    before = optstate.attach(adam, model).snapshot()
+    adam.state[model[0].weight]["exp_avg"].zero_()
+    optstate.restore(tmp_path / "ck", model=model, optimizer=wrapper)
+    state = optstate.attach(wrapper, model)
+    state.select("*").slot("exp_avg").scale_(0.5)
+    state.undo()
+    optstate.assert_state_equal(optstate.attach(adam, model), before)

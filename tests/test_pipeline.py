@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,8 +16,10 @@ import torch
 import xxhash
 
 import optstate
+from optstate.errors import WriteFailed
 from optstate.store.files import RealFiles
 from optstate.store.pipeline import ALIGNMENT, BUFFERS, Pipeline
+from optstate.store.save import save_live
 from tests.disk import Disk
 
 SIZES = [0, 1, 511, 512, 8191, 8192, 8193, 12_288, 16_384, 50_001]
@@ -104,6 +110,169 @@ def test_a_file_system_that_asks_for_more(tmp_path):
     assert files.refused >= 1
 
 
+def test_a_system_without_these_calls(tmp_path, monkeypatch):
+    """Where space cannot be set aside and nobody says what the file system is, everything goes through the cache."""
+    monkeypatch.setattr("optstate.store.files._system", lambda *arguments: None)
+    contents = written(Small(), tmp_path, SIZES, 5000)
+    assert [(tmp_path / str(number)).read_bytes() for number in range(len(SIZES))] == contents
+
+
+def chosen(directory):
+    """Whether files in a directory are written past the page cache."""
+    files = RealFiles()
+    handle = files.create(directory / "probe")
+    try:
+        return files.set_direct(handle, on=True)
+    finally:
+        files.close(handle)
+        (directory / "probe").unlink()
+
+
+@pytest.mark.skipif(shutil.which("stat") is None or not hasattr(os, "O_DIRECT"), reason="no stat, or no O_DIRECT")
+def test_the_file_system_decides_how_it_is_written(tmp_path):
+    """Past the cache where that is the faster way; a memory file system, which would only pretend, through the cache."""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True).stdout
+    assert chosen(tmp_path) is (kind.strip() in ("ext2/ext3", "xfs", "btrfs", "f2fs", "overlayfs"))
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm")
+def test_memory_is_written_through_the_cache():
+    """A file system in memory takes the flag, and it would gain nothing."""
+    directory = Path("/dev/shm") / f"optstate-{os.getpid()}"
+    directory.mkdir()
+    try:
+        assert chosen(directory) is False
+        contents = written(Small(), directory, SIZES, 5000)
+        assert [(directory / str(number)).read_bytes() for number in range(len(SIZES))] == contents
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount")
+def test_file_systems_that_root_can_mount(tmp_path):
+    """An overlay, as in a container, hands on to the disk beneath; one that can set no space aside takes what is written."""
+    code = (
+        "import os, sys; from pathlib import Path; from tests.test_pipeline import SIZES, Small, chosen, written\n"
+        "root = Path(sys.argv[1]); contents = written(Small(), root, SIZES, 5000)\n"
+        "assert [(root / str(n)).read_bytes() for n in range(len(SIZES))] == contents; print(chosen(root))"
+    )
+    lower, upper, work, merged, memory = (tmp_path / name for name in ("lower", "upper", "work", "merged", "memory"))
+    for directory in (lower, upper, work, merged, memory):
+        directory.mkdir()
+    mounts = (
+        f"mount -t overlay overlay -o lowerdir={lower},upperdir={upper},workdir={work} {merged} && "
+        f"mount -t ramfs ramfs {memory} && echo mounted"
+    )
+    script = f'{mounts} && for root in {merged} {memory}; do "$0" -c "$1" $root || exit; done'
+    command = ["unshare", "-m", "sh", "-c", script, sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.stdout.startswith("mounted"):
+        pytest.skip(f"not mounted: {done.stderr.strip()}")
+    assert done.stdout.split() == ["mounted", "True", "False"], done.stderr
+
+
+class Late:
+    """A digest before and after which a thread of the program gets to change the source."""
+
+    def __init__(self, source):
+        self.source, self.inner = source, xxhash.xxh3_128()
+
+    def update(self, data):
+        self.source[:] = os.urandom(len(self.source))
+        self.inner.update(data)
+        self.source[:] = os.urandom(len(self.source))
+
+
+@pytest.mark.parametrize("size", [1000, 40_000, 3_000_000], ids=["small", "medium", "several pieces"])
+def test_a_digest_is_of_what_was_written(tmp_path, size):
+    """Whatever becomes of the source while it is saved, no file ever disagrees with its digest."""
+    source = bytearray(os.urandom(size))
+    digest = Late(source)
+    with Pipeline(RealFiles()) as pipeline, pipeline.file(tmp_path / "a", size) as output:
+        output.write(source, digest)
+    assert digest.inner.digest() == xxhash.xxh3_128_digest((tmp_path / "a").read_bytes())
+
+
+class Held(Small):
+    """One on which nothing is written until it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.go = threading.Event()
+
+    def write(self, handle, data, offset):
+        assert self.go.wait(60)
+        return super().write(handle, data, offset)
+
+
+def test_a_pipeline_is_widened_while_somebody_waits(tmp_path):
+    """With enough buffers everything is copied although nothing was written yet; with those of the beginning it would wait."""
+    assert BUFFERS < 10
+    files, content = Held(), os.urandom(10 * Small.buffer)
+    pipeline, copied = Pipeline(files), threading.Event()
+
+    def copy():
+        with pipeline:
+            with pipeline.file(tmp_path / "a", len(content)) as output:
+                output.write(content)
+            copied.set()
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    try:
+        pipeline.widen(11 * Small.buffer)
+        assert copied.wait(60)
+    finally:
+        files.go.set()
+        thread.join()
+    assert (tmp_path / "a").read_bytes() == content
+
+
+def test_a_system_without_more_threads(tmp_path, monkeypatch):
+    """Where none can be started the caller writes; nothing is lost but time."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    contents = written(Small(), tmp_path, SIZES, 5000)
+    assert [(tmp_path / str(number)).read_bytes() for number in range(len(SIZES))] == contents
+
+
+def test_an_interrupt_while_threads_start(tmp_path, monkeypatch):
+    """Ctrl-C at the worst moment comes out, and leaves no thread that the program would wait for at its end."""
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), Pipeline(Small()):
+        pass
+    assert threading.active_count() == before
+
+
+@pytest.mark.slow
+def test_a_save_that_outlives_the_program(tmp_path):
+    """What a thread saves after the last line of the program is whole: no pool of threads refuses to work by then."""
+    code = (
+        "import sys, threading, torch, optstate\n"
+        "from optstate.store.save import save\n"
+        "model = torch.nn.ParameterList([torch.ones(10_000_000)])\n"
+        "def late():\n"
+        "    threading.main_thread().join()\n"
+        "    save(sys.argv[1], model=model)\n"
+        "threading.Thread(target=late).start()"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "ck"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert optstate.verify(tmp_path / "ck").ok
+
+
 @pytest.mark.parametrize("after", range(12))
 def test_a_failed_write_comes_out_and_nothing_is_synced_after_it(tmp_path, after):
     """An error in a thread that writes is raised, with the file's name; every file is closed, and its own never synced."""
@@ -144,6 +313,26 @@ def test_a_full_disk_says_so_first(tmp_path):
         pipeline.file(Path("big"), 1 << 20)
     assert caught.value.filename == "big"
     assert not any(what == "write" for what, _ in disk.calls)
+
+
+def test_a_nearly_full_disk_says_so_before_anything_is_written():
+    """Room for every file of a checkpoint is asked for first, so that the last of them does not fail after hours of writing."""
+    reserved = []
+
+    def fault(number, what):
+        reserved.append(what)
+        second = what == "reserve" and reserved.count("reserve") == 2
+        return OSError(errno.ENOSPC, "No space left on device") if second else None
+
+    disk, model = Disk(fault), torch.nn.Linear(100, 100)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(100)).sum().backward()
+    optimizer.step()
+    with pytest.raises(WriteFailed, match="No space left") as caught:
+        save_live(Path("ck"), disk, model=model, optimizer=optimizer)
+    assert "of free space" in caught.value.expected
+    assert not any(what == "write" for what, _ in disk.calls)
+    assert disk.tree() == {}
 
 
 def test_a_large_checkpoint_is_whole(tmp_path):

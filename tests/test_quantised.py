@@ -352,12 +352,19 @@ def model_of(cls, seed, steps):
 @pytest.mark.parametrize(
     ("where", "name"), [("torchao", "AdamW8bit"), ("torchao", "AdamW4bit"), ("bitsandbytes", "AdamW8bit")]
 )
-def test_restored_codes_are_exact(where, name, steps, tmp_path):
-    """A file of the library, restored to a live optimizer that is new or has stepped: exact, and the next step agrees."""
+@pytest.mark.parametrize("writer", ["torch.save", "optstate", "converted"])
+def test_restored_codes_are_exact(writer, where, name, steps, tmp_path):
+    """A file of any writer, restored to a live optimizer that is new or has stepped: exact, and the next step agrees."""
     cls = getattr(library(where), name)
     (model, optimizer), (other_model, other) = model_of(cls, 0, 3), model_of(cls, 1, steps)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "ck.pt")
-    plan = optstate.restore(tmp_path / "ck.pt", model=other_model, optimizer=other)
+    path = tmp_path / "ck.pt"
+    if writer == "optstate":
+        optstate.save(path, model=model, optimizer=optimizer)
+    else:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    if writer == "converted":
+        path = optstate.convert(path, tmp_path / "ours").path
+    plan = optstate.restore(path, model=other_model, optimizer=other)
     assert plan.exact, str(plan)
     step(optimizer, 3)
     step(other, 3)

@@ -56,6 +56,38 @@ def same_state(a, b):
     return True
 
 
+def test_a_key_without_a_value_comes_back(saved, tmp_path):
+    """Some optimizers ask whether a key is there, so one whose value is None is put back too."""
+    model, optimizer, _ = saved
+    for parameter in model.parameters():
+        optimizer.state[parameter]["correction"] = None
+    other = mlp(seed=9)
+    fresh = torch.optim.AdamW(other.parameters(), lr=1e-2)
+    optstate.restore(optstate.save(tmp_path / "none", model=model, optimizer=optimizer), model=other, optimizer=fresh)
+    assert [list(fresh.state[parameter]) for parameter in other.parameters()] == [
+        list(optimizer.state[parameter]) for parameter in model.parameters()
+    ]
+
+
+def test_what_stands_beside_the_parameters_comes_back(saved, tmp_path):
+    """Some optimizers count under a key of their own; an optimizer of another class does not get it."""
+    model, optimizer, _ = saved
+    beside = {"k": torch.tensor([3]), "averages": {"short": 0.5}, 7: [1, 2]}
+    optimizer.state.update(beside)
+    path = optstate.save(tmp_path / "beside", model=model, optimizer=optimizer)
+    for cls, there in ((torch.optim.AdamW, beside), (torch.optim.NAdam, {})):
+        other = mlp(seed=9)
+        fresh = cls(other.parameters(), lr=1e-2)
+        fresh.state["left over"] = 1
+        policy = optstate.Policy(optimizer_change="convert", hyperparameters={"*": "live"}) if not there else None
+        plan = optstate.plan(path, model=other, optimizer=fresh, policy=policy)
+        plan.apply()
+        found = {key: value for key, value in fresh.state.items() if not isinstance(key, torch.Tensor)}
+        assert found == (there or {"left over": 1})
+        plan.revert()
+        assert fresh.state == {"left over": 1}
+
+
 def test_a_restore_puts_back_every_bit_by_name(saved):
     """Into a program whose optimizer has another order, each parameter gets its own state."""
     model, optimizer, path = saved

@@ -21,11 +21,10 @@ from optstate.store.files import RealFiles
 from optstate.store.folder import contents
 from optstate.store.lock import LOCK, Lock
 from optstate.store.strip import strip
-from tests.disk import crashes, plant
+from tests.disk import crashes, failing, plant
 from tests.hf import library, model_of, trained
 from tests.mirror import Mirror
 from tests.test_accelerate import run as accelerated
-from tests.test_crash import failing
 from tests.test_dcp import NO_GROUP
 from tests.test_dcp import save as saved_by_dcp
 from tests.test_deepspeed import forge
@@ -98,6 +97,15 @@ def test_all_but_the_newest(ours):
     slots = [slot for each in optstate.open(ours / "step-3").state.values() for slot in each.slots.values()]
     assert report.nbytes == 2 * sum(slot.array().nbytes for slot in slots)
     assert str(report).startswith(f"{ours}: 2 checkpoints stripped, ")
+
+
+def test_a_copy_knows_where_it_comes_from(ours):
+    """What is copied or edited has the checkpoint that it was made of in its lineage, before itself."""
+    before = optstate.open(ours / "step-1").lineage
+    strip(ours)
+    after = optstate.open(ours / "step-1.weights").lineage
+    assert (after[:-1], after[-1].step) == (before, 1)
+    assert after[-1].save_id != before[-1].save_id
 
 
 def test_twice_is_once(ours):
@@ -305,6 +313,7 @@ def test_a_copy_in_the_way_is_compared(ours):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
 @pytest.mark.parametrize("kind", ["ours", "files"])
+@pytest.mark.filterwarnings("ignore:.*cannot be removed:RuntimeWarning")
 def test_one_failing_call_loses_nothing(kind, code, request, tmp_path):
     """Each call fails once: the checkpoint or its whole copy is there, and trying again finishes."""
     source = request.getfixturevalue(kind)
@@ -318,7 +327,7 @@ def test_one_failing_call_loses_nothing(kind, code, request, tmp_path):
         mirror = Mirror(here.parent)
         seed(mirror, here)
         mirror.disk.calls.clear()
-        mirror.disk.fault = failing(number, code, for_ever=False)
+        mirror.disk.fault = failing(number, code)
         try:
             strip(here, keep_last=3, files=mirror)
             raised = None

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optstate.state.journal import Journal
 from optstate.state.optimizer_state import OptimizerState
 from optstate.state.tensors import TensorRef, Value
+
+if TYPE_CHECKING:
+    from optstate.formats.ours.manifest import LineageEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,9 @@ class Checkpoint:
         What the reader has to say: which calls in the file it did not make, what it could not verify.
     journal
         Every edit of the state that the file tells of, the oldest first.
+    lineage
+        The checkpoints of ours that it goes back to, the oldest first and itself last: what its run was resumed from, what it
+        was edited or copied from. Each with `save_id`, `step` and the versions that it was written with.
 
     >>> opened = optstate.open(checkpoint)
     >>> opened.weights["0.weight"].shape, opened.state["0.weight"].momentum.array().dtype.name
@@ -73,3 +80,4 @@ class Checkpoint:
     clues: tuple[Clue, ...] = ()
     notes: tuple[str, ...] = ()
     journal: Journal = field(default_factory=Journal)
+    lineage: tuple[LineageEntry, ...] = ()

@@ -11,6 +11,7 @@ import torch
 
 from optstate.errors import EditError
 from optstate.live.batch import stored
+from optstate.live.fence import cross
 from optstate.optimizers.conventions import primary
 from optstate.optimizers.coupling import Carry
 from optstate.optimizers.spec import OptimizerSpec, number
@@ -43,6 +44,7 @@ class Work:
     def do(self) -> None:
         """Change the slots. All factors are checked by now, and all tensors are scaled by one call."""
         if self.tensors:
+            cross()
             with torch.no_grad():
                 torch._foreach_mul_(self.tensors, self.factors)  # no public name either; torch's optimizers do so
         for entry, key, factor in self.numbers:

@@ -42,7 +42,8 @@ class Reset(Verb):
 
             def keys_of(entry: Mapping[str, Any]) -> list[str]:
                 known = [key for key in chosen(entry) if key in slots or choice != ALL]
-                return [key for key in together(spec, known, tuple(entry)) if not self._is_kept(spec, key)]
+                keys = (key for key in together(spec, known, tuple(entry)) if key not in _CODES)
+                return [key for key in keys if not self._is_kept(spec, key)]
 
             return keys_of
 
@@ -59,8 +60,7 @@ class Reset(Verb):
         for batch in batches:
             if batch.place.spec is None:
                 raise _unknown(batch)
-            if batch.key not in _CODES:
-                found += _whole(batch) if rows is None else _some(batch, rows)
+            found += _whole(batch) if rows is None else _some(batch, rows)
         return found + ([] if rows is not None else self._counts(batches))
 
     def _counts(self, batches: Sequence[Batch]) -> list[Work]:
@@ -97,7 +97,8 @@ class Reset(Verb):
 
 
 _CODES = frozenset({"absmax1", "absmax2", "qmap1", "qmap2"})
-"""How bitsandbytes reads its codes: the scales are reset as what the codes are written with, the maps never change."""
+"""How bitsandbytes reads its codes: the scales are reset as what the codes are written with, the maps never change, and
+all parameters share them."""
 
 
 def _with_state(batch: Batch) -> int:

@@ -13,6 +13,7 @@ from optstate.live.bind import Binding, Bound, bind
 from optstate.live.tensors import dtype_name, frozen, held, live_entry
 from optstate.optimizers.interpret import explain_absences, interpret
 from optstate.optimizers.registry import by_class, qualified_name
+from optstate.optimizers.spec import SlotSpec
 from optstate.state.absence import Absence
 from optstate.state.frozen import FrozenParameter, FrozenSource
 from optstate.state.groups import Group, OptimizerInfo
@@ -55,18 +56,7 @@ class LiveSource:
         return bound
 
     def facts(self, name: str) -> ParameterFacts:
-        bound = self.bound(name)
-        tensor = bound.tensor
-        return ParameterFacts(
-            name=name,
-            certainty=bound.certainty,
-            shape=None if is_lazy(tensor) else tuple(tensor.shape),
-            dtype=dtype_name(tensor),
-            optimizer=bound.optimizer,
-            group=bound.group,
-            aliases=bound.aliases,
-            trainable=tensor.requires_grad,
-        )
+        return facts_of(self.bound(name))
 
     def slots(self, name: str) -> Mapping[str, Slot]:
         bound = self.bound(name)
@@ -74,11 +64,14 @@ class LiveSource:
         return interpret(by_class(type(optimizer)), name, live_entry(optimizer, bound.tensor))
 
     def absences(self, name: str) -> Mapping[Role, Absence]:
-        bound = self.bound(name)
+        return self.absences_of(self.bound(name), self.slots(name))
+
+    def absences_of(self, bound: Bound, slots: Mapping[str, Slot] | Mapping[str, SlotSpec]) -> dict[Role, Absence]:
+        """As `absences`, of a parameter whose slots are known."""
         optimizer = self.live_optimizers[bound.optimizer]
         return explain_absences(
             by_class(type(optimizer)),
-            self.slots(name),
+            slots,
             optimizer.param_groups[bound.group],
             None if is_lazy(bound.tensor) else bound.tensor.dim(),
             _why_absent(optimizer, bound.tensor),
@@ -119,6 +112,20 @@ class LiveSource:
         return FrozenSource(parameters, optimizers, self.left_out())
 
 
+def facts_of(bound: Bound) -> ParameterFacts:
+    """What is known of a parameter besides its state."""
+    return ParameterFacts(
+        name=bound.name,
+        certainty=bound.certainty,
+        shape=None if is_lazy(bound.tensor) else tuple(bound.tensor.shape),
+        dtype=dtype_name(bound.tensor),
+        optimizer=bound.optimizer,
+        group=bound.group,
+        aliases=bound.aliases,
+        trainable=bound.tensor.requires_grad,
+    )
+
+
 def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     """A live group's keys besides its parameters, tensors as references."""
     return {key: held(value) for key, value in group.items() if key not in ("params", "param_names")}
@@ -126,13 +133,14 @@ def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_hooks(optimizer: torch.optim.Optimizer) -> int:
     """How many hooks are registered on loading, which writing state by name does not call."""
-    return len(optimizer._optimizer_load_state_dict_pre_hooks) + len(optimizer._optimizer_load_state_dict_post_hooks)
+    kinds = ("_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks")
+    return sum(len(getattr(optimizer, kind, ())) for kind in kinds)  # a wrapper may not have called Optimizer.__init__
 
 
 def _why_absent(optimizer: torch.optim.Optimizer, tensor: torch.Tensor) -> Absence:
     if optimizer.state.get(tensor):
         return Absence.DROPPED
-    if not any(optimizer.state.values()):
+    if not any(entry for key, entry in optimizer.state.items() if isinstance(key, torch.Tensor)):
         return Absence.NEVER_STEPPED
     return Absence.NO_GRADIENT if tensor.requires_grad else Absence.FROZEN
 

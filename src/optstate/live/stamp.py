@@ -80,7 +80,8 @@ class Stamp:
         ]
 
     def _entries(self, optimizer: torch.optim.Optimizer) -> _Entries:
-        entries = list(optimizer.state.values())
+        # What stands beside the parameters need not be an entry.
+        entries = [each if isinstance(each, Mapping) else {None: each} for each in optimizer.state.values()]
         values = [value for entry in entries for value in entry.values()]
         return _Entries(
             self._ids(optimizer.state), list(map(tuple, entries)), self._ids(values), self._versions(values)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from optstate.live.backup import Backup, Buffers, chunks
+from optstate.live.fence import cross
 
 
 class Transaction:
@@ -36,6 +37,7 @@ class Transaction:
 
     def before_write(self, tensors: Iterable[torch.Tensor]) -> None:
         """Keep what the tensors hold, those of them that are not kept yet. Each is dense, of any type and device."""
+        cross()
         fresh = {id(tensor): tensor for tensor in tensors if tensor not in self.backup}
         for alike in by_kind(fresh.values()).values():
             for chunk in chunks(alike):
@@ -70,7 +72,8 @@ class Transaction:
 
         def put_back() -> None:
             groups[:] = before
-            optimizer.param_groups = groups
+            if optimizer.param_groups is not groups:  # of a wrapper it may be a property
+                optimizer.param_groups = groups
             for restore in inside:
                 restore()
 
@@ -82,6 +85,7 @@ class Transaction:
 
     def rollback(self) -> None:
         """Undo everything, the newest first."""
+        cross()
         for undo in reversed(self._undo):
             undo()
         with torch.no_grad():

@@ -11,6 +11,7 @@ from optstate.live.backup import Buffers, apart, flat
 from optstate.live.batch import Batch
 from optstate.live.deeds import Deed, Mark
 from optstate.live.effect import Touched, picked, sample
+from optstate.live.fence import cross
 from optstate.live.measuring import square
 from optstate.live.readout import Readout
 from optstate.live.rows import Rows
@@ -40,6 +41,7 @@ class Writer:
 
     def do(self, work: Work, deed: Deed) -> None:
         """Carry one work out."""
+        cross()
         batch = work.batch
         for key, value in work.hyperparameters.items():
             self.transaction.hyperparameter(batch.place.group, key, value)

@@ -68,9 +68,10 @@ class At:
         """An average or a sum after `entering` has entered it, as its convention says; divided by 1-β^t where the
         optimizer does so.
         """
-        slot, decay = self.spec.slots[key], self.decay(key)
+        slot, decay, held = self.spec.slots[key], self.decay(key), self.slot(key)
         sums = str(convention_of(slot, self.hyperparameters)).startswith("accumulate")
-        after = decay * self.slot(key) + (entering if sums else (1.0 - decay) * entering)
+        before = 0.0 if held is None else held
+        after = decay * before + (entering if sums else (1.0 - decay) * entering)
         return after / (1.0 - decay**self.t) if is_debiased(slot, self.hyperparameters) else after
 
 

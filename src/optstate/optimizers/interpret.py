@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from optstate.optimizers.spec import OptimizerSpec, coefficient_value
+from optstate.optimizers.spec import OptimizerSpec, SlotSpec, coefficient_value
 from optstate.state.absence import Absence
 from optstate.state.roles import Role
 from optstate.state.slot import Slot
@@ -41,9 +41,15 @@ def interpret(
     return slots
 
 
+def described(spec: OptimizerSpec | None, entry: Mapping[str, Any]) -> dict[str, SlotSpec]:
+    """What the description says of each slot in an entry; nothing of those that it does not list."""
+    known = spec.slots if spec is not None else {}
+    return {key: known[key] for key, value in entry.items() if key in known and is_slot(value)}
+
+
 def explain_absences(
     spec: OptimizerSpec | None,
-    slots: Mapping[str, Slot],
+    slots: Mapping[str, Slot] | Mapping[str, SlotSpec],
     hyperparameters: Mapping[str, Any],
     ndim: int | None,
     otherwise: Absence,
@@ -72,7 +78,7 @@ def explain_absences(
     return absences
 
 
-def _told_ndim(spec: OptimizerSpec | None, slots: Mapping[str, Slot]) -> int | None:
+def _told_ndim(spec: OptimizerSpec | None, slots: Iterable[str]) -> int | None:
     """As many dimensions as a slot tells that only a matrix, or only a vector, has."""
     conditions = {spec.slots[key].when for key in slots if key in spec.slots} if spec is not None else set()
     return 2 if "matrix" in conditions else 1 if "vector" in conditions else None

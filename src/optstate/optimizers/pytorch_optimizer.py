@@ -99,10 +99,12 @@ PYTORCH_OPTIMIZER = (
     ),
     _row(
         "adan.Adan",
-        together(
-            exp_avg=_MEAN,
-            exp_avg_diff=replace(DIRECTION, gradient_degree=1, primary=False, coefficient="betas[1]", age="debiased"),
-            exp_avg_sq=replace(_SQUARE, coefficient="betas[2]"),
+        together(  # whatever is there, it takes for all: of a reset nothing may be left
+            exp_avg=replace(_MEAN, reset="delete"),
+            exp_avg_diff=replace(
+                DIRECTION, gradient_degree=1, primary=False, coefficient="betas[1]", age="debiased", reset="delete"
+            ),
+            exp_avg_sq=replace(_SQUARE, coefficient="betas[2]", reset="delete"),
             previous_grad=replace(PREVIOUS, dtype="gradient", reset="delete"),  # with its sign turned round
         ),
         *ADAM_GROUP,

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from optstate.errors import RestoreFailed
+from optstate.errors import OptstateError, RestoreFailed
 from optstate.live.bind import Bound
 from optstate.live.journals import Restored
 from optstate.live.source import LiveSource
 from optstate.live.stamp import Stamp
-from optstate.live.tensors import is_quantised
 from optstate.live.transaction import Transaction
 from optstate.live.weights import live_weights
-from optstate.optimizers.registry import by_class
 from optstate.resume.decided import Decided
 from optstate.resume.decisions import ObjectDecision
+from optstate.resume.homes import fits, home
+from optstate.resume.materialise import materialise
+from optstate.resume.reading import InPlace, write_all
 from optstate.resume.sameness import same
-from optstate.resume.staging import Live, Staged
-from optstate.text import safe_text
+from optstate.resume.schedulers import is_scheduler
+from optstate.resume.staging import Live, Staged, loadable
+from optstate.text import count, listing, safe_text
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class Applied:
 
 
 def commit(live: Live, staged: Staged, plan: Decided) -> Undo:
-    """Write everything, objects last, and what comes after them; returns how to put back what was there.
+    """Write everything but what is read in place, objects last, and what comes after them; returns how to put it back.
 
     On a failure everything that can be put back is, then `RestoreFailed`. What was there is kept in the memory of `staged`.
     """
@@ -62,11 +64,14 @@ def commit(live: Live, staged: Staged, plan: Decided) -> Undo:
         with torch.no_grad():
             _write_weights(live, staged, undo)
             if live.state is not None:
-                _write_entries(live.state, staged, undo)
+                write_entries(live.state, staged.entries, undo)
                 _write_hyperparameters(live.state, staged, undo)
         for decision, state in staged.objects:
             _load_object(decision, live.objects[decision.name], state, undo)
         _do_last(plan, undo)
+        with torch.no_grad():
+            for item in staged.in_place:
+                item.announce()
     except BaseException as error:
         lost = undo.run()
         if not isinstance(error, Exception):
@@ -80,6 +85,49 @@ def commit(live: Live, staged: Staged, plan: Decided) -> Undo:
     return undo
 
 
+def finish(live: Live, in_place: Sequence[InPlace], plan: Decided) -> BaseException | None:
+    """Read in place what `commit` left for that. Returns the interrupt that came meanwhile, to be raised.
+
+    Nothing of it can be put back, so it goes on to the end, whatever happens. Objects that may have looked at weights or
+    slots when they were loaded are loaded once more, now that all of them are there. Raises `RestoreFailed`, which names
+    what is not as it was saved.
+    """
+    if not in_place:
+        return None
+    failed, interrupt = write_all(in_place)
+    tensors = len(failed)
+    for decision in plan.objects:
+        item = live.objects[decision.name]
+        if not is_scheduler(item):  # which looks at groups, and they were there; what came after it may have changed it
+            try:
+                item.load_state_dict(loadable(decision, materialise(decision.saved)))
+            except Exception as error:  # noqa: BLE001  # the others are due as well
+                failed[decision.name] = error
+    if failed:
+        raise _mixed(plan, failed, tensors) from next(iter(failed.values()))
+    return interrupt
+
+
+def _mixed(plan: Decided, failed: Mapping[str, Exception], tensors: int) -> RestoreFailed:
+    what = count(tensors, "tensor") if tensors else count(len(failed), "object")
+    return RestoreFailed(
+        f"the checkpoint changed or could not be read again while it was restored: {what} not as saved",
+        where=plan.source,
+        expected="the bytes that were verified a moment before",
+        found=f"{listing(map(_told, failed.items()), _NAMED)}; all else is as in the checkpoint",
+        todo="restore again, from this checkpoint or another one, before you go on: those hold parts of both",
+    )
+
+
+_NAMED = 100
+"""Names in the message: who restores again wants to know all of them."""
+
+
+def _told(item: tuple[str, Exception]) -> str:
+    name, error = item
+    return f"{safe_text(name)} ({error.what if isinstance(error, OptstateError) else f'{type(error).__name__}: {safe_text(error)}'})"
+
+
 def _do_last(plan: Decided, undo: Undo) -> None:
     transaction = Transaction()
     undo.steps.append(("the groups", transaction.rollback))
@@ -90,7 +138,8 @@ def _do_last(plan: Decided, undo: Undo) -> None:
 def _write_weights(live: Live, staged: Staged, undo: Undo) -> None:
     targets = {} if live.model is None else live_weights(live.model)
     for name, value in staged.weights.items():
-        _exchange(name, targets[name].tensor, value, undo)
+        if value is not targets[name].tensor:  # which will be read in place
+            _exchange(name, targets[name].tensor, value, undo)
 
 
 def _exchange(name: str, target: torch.Tensor, value: torch.Tensor, undo: Undo) -> None:
@@ -135,10 +184,11 @@ def _blocks(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, to
     return zip(a.view(-1).split(_BLOCK), b.view(-1).split(_BLOCK), strict=True)
 
 
-def _write_entries(state: LiveSource, staged: Staged, undo: Undo) -> None:
+def write_entries(state: LiveSource, entries: Mapping[str, Mapping[str, Any]], undo: Undo) -> None:
+    """Make the slots of each parameter exactly these, in place where a tensor of its kind is there."""
     kept = Transaction()
     undo.steps.append(("slots", kept.rollback))
-    for name, entry in staged.entries.items():
+    for name, entry in entries.items():
         bound = state.bound(name)
         optimizer = state.live_optimizers[bound.optimizer]
         kept.before_entry(optimizer, bound.tensor)
@@ -155,44 +205,18 @@ def _write_entry(bound: Bound, optimizer: torch.optim.Optimizer, entry: Mapping[
         del target[key]
     for key, value in entry.items():
         old = target.get(key)
+        if value is old and key in target:
+            continue  # it will be read in place
         if (
             isinstance(value, torch.Tensor)
             and isinstance(old, torch.Tensor)
-            and _fits(old, value, bound, optimizer, key)
+            and fits(old, value, bound, optimizer, key)
         ):
             _exchange(f"{bound.name}/{key}", old, value, undo)
         elif isinstance(value, torch.Tensor):
-            target[key] = value.to(_home(bound, optimizer, key, value))
+            target[key] = value.to(home(bound, optimizer, key, value))
         else:
             target[key] = value
-
-
-def _fits(old: torch.Tensor, new: torch.Tensor, bound: Bound, optimizer: torch.optim.Optimizer, key: str) -> bool:
-    """Whether `old` can take the values of `new` and be exactly what a new tensor would have been."""
-    return (
-        not (is_quantised(old) or is_quantised(new))  # whose parts are codes and scales
-        and old.dtype == new.dtype
-        and old.shape == new.shape
-        and old.layout == new.layout == torch.strided
-        and old.stride() == new.stride()
-        and old.device == _home(bound, optimizer, key, new)
-    )
-
-
-def _home(bound: Bound, optimizer: torch.optim.Optimizer, key: str, value: torch.Tensor) -> torch.device:
-    """The device on which the live program, with its own flags, wants this slot."""
-    spec = by_class(type(optimizer))
-    rule = spec.slots.get(key) if spec is not None else None
-    group = optimizer.param_groups[bound.group]
-    if rule is not None and rule.home == "step" and not (group.get("capturable") or group.get("fused")):
-        return torch.device("cpu")
-    if rule is None:
-        old = optimizer.state.get(bound.tensor, {}).get(key)
-        if isinstance(old, torch.Tensor):
-            return old.device
-        if value.dim() == 0:  # an unknown scalar: torch lets one on the CPU meet tensors anywhere
-            return torch.device("cpu")
-    return bound.tensor.device
 
 
 def _write_hyperparameters(state: LiveSource, staged: Staged, undo: Undo) -> None:

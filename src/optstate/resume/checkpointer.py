@@ -7,26 +7,27 @@ import signal
 import warnings
 from collections.abc import Generator, Mapping
 from dataclasses import replace
-from operator import index
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from torch import nn
 
-from optstate.errors import BindError, Damaged, OptstateError, SaveError
-from optstate.optimizers.registry import qualified_name
+from optstate.errors import Damaged, OptstateError, SaveError
 from optstate.resume.due import Due
+from optstate.resume.options import check_counts, check_objects, check_words, checked_step
 from optstate.resume.plan import RestorePlan, live_side, plan
 from optstate.resume.policy import Policy
 from optstate.resume.signals import STOP, Signals
 from optstate.resume.status import Status
+from optstate.store.background import STAGING, Saving
 from optstate.store.files import RealFiles
 from optstate.store.folder import Found, contents, damage, out_of_use, told
-from optstate.store.objects import RESERVED, RandomState
-from optstate.store.save import save_live
+from optstate.store.objects import RandomState
+from optstate.store.save import save_beside, save_live
 from optstate.store.shelf import Shelf
-from optstate.text import listing, safe_text
+from optstate.store.streaming import Mode
+from optstate.text import safe_text
 
 
 class Checkpointer:
@@ -48,7 +49,14 @@ class Checkpointer:
     policy
         What a resume may do where checkpoint and program do not agree; None: nothing, they must agree.
     on_error
-        Whether a save that fails in `steps` raises, or warns and lets the training go on; `status()` tells of it.
+        Whether a save that fails in `steps` or in the background raises, or warns and lets the training go on; `status()`
+        tells of it.
+    block
+        Whether a save is over when the training goes on. False: it is written in the background, and what it has not read
+        yet makes the next step wait; see `optstate.save`, also for `mode` and `staging`.
+    busy
+        What becomes of a save that falls due in `steps` while the one before is being written: `"wait"`, it is taken once that
+        is over, or `"skip"`, it is left out. The last step, signals and `save` always wait.
 
     Nothing is read or written before the first `steps`, `restore` or `save`. From then on the folder is locked until
     `close()`, or until the process ends: raises `InUse` while another process has it.
@@ -84,16 +92,22 @@ class Checkpointer:
         verify: Literal["quick", "full"] = "quick",
         policy: Policy | None = None,
         on_error: Literal["raise", "warn"] = "raise",
+        block: bool = False,
+        mode: Mode = "stream",
+        staging: int = STAGING,
+        busy: Literal["wait", "skip"] = "wait",
         **objects: Any,
     ) -> None:
-        _check_options(keep, keep_every, verify, on_error)
+        check_counts(keep, keep_every)
+        check_words(verify=verify, on_error=on_error, mode=mode, busy=busy)
         given = {"scheduler": scheduler, "loader": loader}
         self.directory = Path(directory)
         self._objects = {**{name: item for name, item in given.items() if item is not None}, **objects}
-        _check_objects(self._objects)
+        check_objects(self._objects)
         live_side(model, optimizer, self._objects, rng)
         self._live: dict[str, Any] = {"model": model, "optimizer": optimizer, "rng": rng}
         self._loader, self._policy, self._on_error = loader, policy, on_error
+        self._block, self._mode, self._staging, self._skips = block, mode, staging, busy == "skip"
         self._shelf = Shelf(
             self.directory,
             keep=keep,
@@ -106,6 +120,7 @@ class Checkpointer:
         self._started = self._closed = False
         self._step, self._restores = 0, 0
         self._saved: int | None = None
+        self._saving: Saving | None = None
         self._resumed_from: str | None = None
         self._error: str | None = None
         self._stopped_by: str | None = None
@@ -125,6 +140,8 @@ class Checkpointer:
         step and one save. A second Ctrl-C interrupts at once. Handlers that were there before are called after the save, and
         are back when the loop ends. A loop that is left by `break` or an error saves nothing.
 
+        What is written in the background is durable when the loop ends, and when a signal is passed on.
+
         Raises `OptstateError` where neither `every` nor `seconds` is given; what `restore` and `save` raise.
 
         >>> run = optstate.Checkpointer("runs/b", model=model, optimizer=optimizer)
@@ -143,67 +160,123 @@ class Checkpointer:
                 yield step
                 if self._restores == restores:  # else the body went back to a checkpoint, and on from there
                     self._step = step
-                    if due.after(step) or step == total or signals.pending:
-                        self._save_or_say(step)
+                    last = step == total or signals.pending
+                    if last or (due.after(step) and not self._is_left_out()):
+                        self._save_or_say(step, last=last)
                         due.saved()
             self._answer(signals)
 
     def _answer(self, signals: Signals) -> bool:
         """Pass on the signals that came, now that there is a checkpoint; whether the loop ends for one."""
         seen = signals.take()
+        if seen:
+            self._settle_or_say()
         stop = next((number for number in seen if number in STOP), None)
         if stop is not None:
             self._stopped_by = signal.Signals(stop).name
         signals.pass_on(seen)
         return stop is not None
 
-    def _save_or_say(self, step: int) -> None:
-        if self._saved == step:
-            return  # the body of the loop did it
+    def _is_left_out(self) -> bool:
+        """Whether a save that is due is not taken, for another one is being written."""
+        return self._skips and self._saving is not None and not self._saving.done
+
+    def _save_or_say(self, step: int, *, last: bool) -> None:
         try:
-            self.save(step)
+            if self._saved != step:  # else the body of the loop did it
+                self._save(step, block=self._block or last)
+            elif last:
+                self._settle()
         except (SaveError, Damaged) as error:
-            if self._on_error == "raise":
-                raise
-            warnings.warn(
-                f"step {step:,} was not saved, and the training goes on: {error}", RuntimeWarning, stacklevel=3
-            )
+            self._say(error)
+
+    def _settle_or_say(self) -> None:
+        try:
+            self._settle()
+        except (SaveError, Damaged) as error:
+            self._say(error)
+
+    def _say(self, error: BaseException) -> None:
+        """Raise what a save failed with, or warn, as was asked for."""
+        self._saved, self._error = None, _in_a_line(error)
+        if self._on_error == "raise" or not isinstance(error, (SaveError, Damaged)):
+            raise error
+        warnings.warn(f"the training goes on without a checkpoint: {error}", RuntimeWarning, stacklevel=3)
 
     # --- one checkpoint ---------------------------------------------------------------------------------------
 
     def save(self, step: int) -> Path:
-        """Save a checkpoint of this step now, read it back, and let go of those that are not to be kept. Returns its path.
+        """Save a checkpoint of this step, read it back, and let go of those that are not to be kept. Returns its path.
 
-        Between two optimizer steps, that is, and with the number of steps done. Raises what `optstate.save` does,
-        `Damaged` when what was written does not read back, and `SaveError` for a step before the newest one in the folder.
+        Between two optimizer steps, that is, and with the number of steps done. Without `block` it may still be written
+        when this returns: `wait()` says when it is not, and whatever fails is raised there, at the next step, or here, the
+        next time, before anything is saved.
+
+        Raises what `optstate.save` does, `Damaged` when what was written does not read back, and `SaveError` for a step
+        before the newest one in the folder.
 
         >>> run = optstate.Checkpointer("runs/c", model=model, optimizer=optimizer)
         >>> run.save(3)
         PosixPath('runs/c/step-3')
+        >>> run.wait()
         """
+        return self._save(step, block=self._block)
+
+    def _save(self, step: int, *, block: bool) -> Path:
         self._begin()
-        step = _checked_step(step)
+        step = checked_step(step)
+        self._settle()
         try:
             path, replace_it = self._shelf.place(step)
-            self._write(step, path, replace_it=replace_it)
+            self._write(step, path, replace_it=replace_it, block=block)
         except (SaveError, Damaged) as error:
             self._error = told(error)
             raise
         self._started, self._step, self._saved, self._error = True, step, step, None
         return path
 
-    def _write(self, step: int, path: Path, *, replace_it: bool) -> None:
-        body = save_live(
+    def _write(self, step: int, path: Path, *, replace_it: bool, block: bool) -> None:
+        what: dict[str, Any] = {
+            **self._live,
+            "step": step,
+            "replace": replace_it,
+            "objects": self._objects,
+            "run": self._shelf.run,
+            "lineage": self._shelf.lineage,
+        }
+        if block:
+            body = save_live(path, self._shelf.files, **what)
+            self._shelf.add(path, body.save_id)
+            return
+        self._saving = save_beside(
             path,
             self._shelf.files,
-            **self._live,
-            step=step,
-            replace=replace_it,
-            objects=self._objects,
-            run=self._shelf.run,
-            lineage=self._shelf.lineage,
+            mode=self._mode,
+            staging=self._staging,
+            then=lambda body: self._shelf.add(path, body.save_id),
+            tell=self._say,
+            **what,
         )
-        self._shelf.add(path, body.save_id)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until nothing is being written any more, at most so many seconds.
+
+        Raises what the last save failed with, unless that was said already; `TimeoutError` where it is not over by then.
+
+        >>> run = optstate.Checkpointer("runs/d", model=model, optimizer=optimizer)
+        >>> path = run.save(1)
+        >>> run.wait()
+        >>> optstate.verify(path).ok
+        True
+        """
+        self._settle(timeout)
+
+    def _settle(self, timeout: float | None = None) -> None:
+        """Wait for the save in the background, and raise what it failed with, if nobody heard of it; the shelf is free then."""
+        if self._saving is not None:
+            self._saving.finish(timeout)
+            self._saving.tell()
+            self._saving = None
 
     # --- resuming ---------------------------------------------------------------------------------------------
 
@@ -220,6 +293,8 @@ class Checkpointer:
         3
         """
         self._begin()
+        if self._saving is not None:
+            self._saving.finish()  # what it failed with is said by the next step
         damaged = self._shelf.read()
         for found in list(self._shelf.known):
             try:
@@ -279,63 +354,44 @@ class Checkpointer:
         runs: step 0
           step-3: intact, step 3, 2.06 kB
         """
+        saving = self._saving
+        # It may be there, and not durable yet.
+        written = saving.path if saving is not None and not saving.done else None
+        failed = saving.error if saving is not None else None
         return Status(
             self.directory,
             self._step,
-            tuple(contents(self.directory)),
+            tuple(found for found in contents(self.directory, strict=False) if found.path != written),
             tuple(out_of_use(self.directory)),
             self._resumed_from,
-            self._error,
+            self._error if failed is None else _in_a_line(failed),
             self._stopped_by,
+            None if written is None else self._saved,
         )
 
     def close(self) -> None:
-        """Give the folder back; nothing where that was done. The end of a `with` block does the same."""
-        self._shelf.close()
-        self._closed = True
+        """Wait until nothing is being written, and give the folder back; nothing where that was done.
+
+        The end of a `with` block does the same. Raises what `wait` does; the folder is given back all the same.
+        """
+        try:
+            if self._process == os.getpid():
+                self._settle()
+        finally:
+            self._shelf.close()
+            self._closed = True
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except (SaveError, Damaged) as problem:
+            if error is None:
+                raise
+            error.add_note(f"besides, {problem}")  # what ends the block is not to be hidden by it
 
 
-# --- what is refused ------------------------------------------------------------------------------------------
-
-
-def _check_options(keep: int, keep_every: int | None, verify: str, on_error: str) -> None:
-    if keep < 2:
-        raise OptstateError(
-            f"keep={safe_text(keep)} leaves none while a new one is written", expected="2 or more", todo="keep=2"
-        )
-    if keep_every is not None and keep_every < 1:
-        raise OptstateError("keep_every must be above zero", found=safe_text(keep_every))
-    for name, value, known in (("verify", verify, ("quick", "full")), ("on_error", on_error, ("raise", "warn"))):
-        if value not in known:
-            raise OptstateError(f"{name} is not known", expected=" or ".join(map(repr, known)), found=safe_text(value))
-
-
-def _check_objects(objects: Mapping[str, Any]) -> None:
-    taken = sorted(RESERVED & set(objects))
-    if taken:
-        raise BindError(f"an object cannot be named {listing(taken)}", todo="give it another name")
-    loader = objects.get("loader")
-    if loader is not None and not callable(getattr(loader, "state_dict", None)):
-        raise BindError(
-            "this loader cannot say where in the data it is",
-            expected="a loader with state_dict and load_state_dict",
-            found=f"a {safe_text(qualified_name(type(loader)))}",
-            todo="torchdata.stateful_dataloader.StatefulDataLoader takes the same arguments; without loader= every resume "
-            "begins the data anew",
-        )
-
-
-def _checked_step(step: Any) -> int:
-    try:
-        checked = index(step)
-    except TypeError:
-        checked = -1
-    if checked < 0:
-        raise SaveError("step is no whole number from 0 on", found=safe_text(step))
-    return checked
+def _in_a_line(error: BaseException) -> str:
+    return told(error) if isinstance(error, OptstateError) else f"{type(error).__name__}: {safe_text(error)}"

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from optstate.errors import PolicyError
+from optstate.live.beside import Beside
 from optstate.live.source import LiveSource, hyperparameters
 from optstate.optimizers.registry import qualified_name
 from optstate.resume.decided import Decided
@@ -22,7 +23,7 @@ from optstate.resume.schedulers import Driver, other_settings, restored
 from optstate.resume.source import Saved
 from optstate.state.selection import matcher
 from optstate.state.table import format_value
-from optstate.store.objects import MODEL, RNG
+from optstate.store.objects import MODEL, OPTIMIZER, RNG
 from optstate.text import listing, safe_text
 
 
@@ -67,7 +68,9 @@ def _check_patterns(policy: Policy, names: Iterable[str]) -> None:
 def _decide(found: Decided, saved: Saved, name: str, item: Any, policy: Policy) -> ObjectDecision | None:
     if name == MODEL and policy.weights != "restore":
         return None  # what modules keep besides goes with their weights
-    if name != MODEL and not restored(policy, name):
+    if name == OPTIMIZER and (policy.slots != "restore" or saved.object_classes.get(name) != qualified_name(Beside)):
+        return None  # what optimizers keep besides goes with their slots
+    if name not in (MODEL, OPTIMIZER) and not restored(policy, name):
         return None
     if name not in saved.objects:
         found.faults.append(
@@ -98,8 +101,13 @@ def _reversible(item: Any) -> bool:
 
 
 def _list_left_out(found: Decided, saved: Saved, objects: Mapping[str, Any], policy: Policy) -> None:
-    stays = [name for name in saved.objects if name in objects and name != MODEL and not restored(policy, name)]
+    stays = [
+        name
+        for name in saved.objects
+        if name in objects and name not in (MODEL, OPTIMIZER) and not restored(policy, name)
+    ]
     left = [name for name in saved.objects if name not in objects]
+    found.left_out += [f"what belongs to no parameter: {listing(saved.unplaced)}"] if saved.unplaced else []
     found.left_out += [f"objects {listing(left)}"] if left else []
     found.left_out += [f"objects {listing(stays)}: the live ones stay as they are"] if stays else []
 

@@ -35,6 +35,7 @@ def check_parameters(found: Decided, saved: Saved, names: Matched, policy: Polic
         (found.warnings if allowed else found.faults).append(hopeless)
         if not allowed:
             return False
+        found.notes.append("momentum can be estimated from a few batches: optstate.rebuild(optimizer, model, closure)")
     found.faults.extend(name_faults(names, policy, "parameter", _SENTENCES, partial(_same_state, saved)))
     if policy.unexpected == "leave":
         unused = [*names.unexpected, *(hit for hits in names.tied.values() for hit in hits[1:])]

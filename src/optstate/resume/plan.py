@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from optstate.errors import BindError, RestoreError, RestoreFailed, RestoreRefused, StalePlan
+from optstate.live.beside import Beside
 from optstate.live.bind import Bound
+from optstate.live.fence import cross
 from optstate.live.journals import journal_of, restored, reverted
 from optstate.live.source import LiveSource
 from optstate.live.stamp import Stamp
 from optstate.live.view import checked_model, optimizers_by_name
 from optstate.live.weights import ExtraState, Weight, live_weights
 from optstate.optimizers.registry import qualified_name
-from optstate.resume.apply import Applied, Undo, commit
+from optstate.resume.apply import Applied, Undo, commit, finish
 from optstate.resume.classes import pair_optimizers
 from optstate.resume.decided import Decided
 from optstate.resume.document import document
@@ -29,16 +31,17 @@ from optstate.resume.objects import decide_objects
 from optstate.resume.parameters import check_parameters, mention_oddities
 from optstate.resume.policy import Policy
 from optstate.resume.printing import summary, table
+from optstate.resume.rebuild_note import told_of_rebuild
 from optstate.resume.salvage import Progress, salvage
 from optstate.resume.schedulers import Driver, find_drivers
 from optstate.resume.source import Restorable, Saved, saved_side
-from optstate.resume.staging import Live, stage
+from optstate.resume.staging import Live, on_what_stays, stage
 from optstate.resume.weights import decide_weights
 from optstate.state.collection import without_collection
 from optstate.state.journal import Journal, JournalEntry
 from optstate.state.table import ROWS, Table
 from optstate.state.tensors import is_tensor
-from optstate.store.objects import MODEL, RNG, RandomState
+from optstate.store.objects import MODEL, OPTIMIZER, RNG, RandomState
 from optstate.text import count, safe_text
 
 
@@ -70,21 +73,29 @@ class RestorePlan(Decided):
     def apply(self, *, keep: bool = True) -> RestorePlan:
         """Do what the plan says: verify every digest, then write in place, objects last. Returns the plan itself.
 
-        What was there is kept for `revert`, in as much memory as was written, until the plan is let go; not with
-        `keep=False`.
+        What was there is kept for `revert`, in as much memory as was written, until the plan is let go. With
+        `keep=False` it takes next to no memory: large tensors are verified, then read once more, straight into the live
+        ones, last of all; those cannot be put back, and the plan says how many they are.
 
         Raises `RestoreRefused` with every fault, `StalePlan` when anything live changed since, as far as
         `optstate.live.stamp.Stamp` can see it, `Damaged` when the checkpoint did; all of them before anything is touched.
-        Raises `RestoreFailed` when a step of writing fails, after putting back what was there.
+        Raises `RestoreFailed` when a step of writing fails, after putting back what was there; and with `keep=False` where
+        the checkpoint changes or its disk fails between the two readings: then it names what is not as it was saved.
 
         >>> plan = optstate.plan(checkpoint, model=model, optimizer=optimizer).apply()
         """
         self._check()
-        staged = stage(self, self.live)
+        cross()
+        staged = stage(self, self.live, keep=keep)
         before = self._journal()
         undo = commit(self.live, staged, self)
+        kept, in_place = undo if keep else None, staged.in_place
+        del undo, staged  # and with them all memory that is needed no more
+        interrupt = finish(self.live, in_place, self)
         written = restored(before, self.journal, self._entry("restore")) if before is not None else None
-        self.applied = Applied(undo if keep else None, stamped(self.live, values=False), written)
+        self.applied = Applied(kept, stamped(self.live, values=False), written)
+        if interrupt is not None:
+            raise interrupt
         return self
 
     def revert(self) -> RestorePlan:
@@ -104,6 +115,7 @@ class RestorePlan(Decided):
         other = self.applied.stamp.rebuilt() if self.applied is not None else None
         if other is not None:
             raise StalePlan(f"the plan cannot be reverted: {other}", where=self.source, todo="nothing was changed")
+        cross()
         lost = undo.run()
         journal = self._journal()
         if self.applied is not None and self.applied.journal is not None and journal is not None:
@@ -243,8 +255,10 @@ def planned(source: Restorable, live: Live, policy: Policy, progress: Progress |
     drivers = find_drivers(found, saved, live.objects, live.state, policy)
     grouping = _decide_optimizers(found, saved, live, drivers, bounds, names[1], refused, policy)
     decide_objects(found, saved, live.objects, live.state, grouping, drivers, policy)
+    found.notes.extend(told_of_rebuild(saved.journal, policy))
     if policy.damaged == "salvage":
         salvage(found, live.state, progress)
+    found.notes.extend(on_what_stays(found, live))
     found.stamp = stamped(live)
     return found
 
@@ -303,7 +317,7 @@ def restore(
     """Make a plan (see `plan`), strict unless a policy is given, and apply it. Returns the plan, so that it can be printed.
 
     All or nothing: a source that does not fit, or is damaged, raises before anything is touched, with every
-    fault in one message.
+    fault in one message. What was there is not kept, see `RestorePlan.apply`.
 
     >>> plan = optstate.restore(checkpoint, model=model, optimizer=optimizer)
     """
@@ -322,6 +336,8 @@ def live_side(model: Any, optimizer: Any, objects: Mapping[str, Any], rng: bool)
         raise BindError("nothing to restore into", expected="model=..., optimizer=..., or objects by name")
     extra = None if model is None else ExtraState(checked_model(model))
     every = {**({MODEL: extra} if extra else {}), **objects, **({RNG: RandomState()} if rng else {})}
+    if model is not None and optimizer is not None:
+        every[OPTIMIZER] = Beside(optimizers_by_name(optimizer))
     for name, item in every.items():
         if not callable(getattr(item, "load_state_dict", None)) or not callable(getattr(item, "state_dict", None)):
             raise BindError(

@@ -124,6 +124,11 @@ def beneath(item: Any) -> Any:
     return item
 
 
+def is_scheduler(item: Any) -> bool:
+    """Whether an object is a scheduler of torch or one of ours, also within a wrapper."""
+    return isinstance(beneath(item), (LRScheduler, Scheduler))
+
+
 def _targets(item: Any) -> Iterator[torch.optim.Optimizer]:
     if isinstance(item, Scheduler):
         yield from (track.optimizer for track in item.tracks.values())

@@ -39,6 +39,7 @@ class Saved:
     objects: Mapping[str, Value] = field(default_factory=dict)
     object_classes: Mapping[str, str] = field(default_factory=dict)
     journal: Journal | None = None
+    unplaced: Mapping[str, Value] = field(default_factory=dict)
 
 
 def saved_side(source: Restorable) -> Saved:
@@ -55,6 +56,7 @@ def saved_side(source: Restorable) -> Saved:
             source.objects,
             source.object_classes,
             source.journal if source.journal or source.format == FORMAT else None,
+            source.unplaced,
         )
     if isinstance(source, OptimizerState):
         return Saved("a state in memory", None, source.snapshot())

@@ -27,6 +27,8 @@ class Status:
         What the last save failed with, None where it did not.
     stopped_by
         The signal that ended the loop, such as `SIGTERM`; None where none did.
+    saving
+        The step whose checkpoint is being written; it is not among `checkpoints` before it is durable.
 
     >>> run = optstate.Checkpointer("runs/a", model=model, optimizer=optimizer)
     >>> run.status().step, run.status().stopped_by
@@ -40,6 +42,7 @@ class Status:
     resumed_from: str | None = None
     error: str | None = None
     stopped_by: str | None = None
+    saving: int | None = None
 
     def __str__(self) -> str:
         """Where the run is, what lies in its folder, and what went wrong."""
@@ -48,6 +51,7 @@ class Status:
         return "\n".join(
             [
                 f"{safe_text(self.directory)}: step {self.step:,}{since}{ended}",
+                *([f"  being written: step {self.saving:,}"] if self.saving is not None else []),
                 *(f"  {found}" for found in self.checkpoints),
                 *([f"  out of use: {listing(self.out_of_use)}"] if self.out_of_use else []),
                 *([f"  the last save failed: {self.error}"] if self.error else []),

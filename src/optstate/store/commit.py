@@ -18,7 +18,7 @@ import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EDQUOT, EEXIST, EINVAL, ENOSPC, ENOTEMPTY, ENOTSUP
+from errno import EDQUOT, EEXIST, EINVAL, ENAMETOOLONG, ENOSPC, ENOTEMPTY, ENOTSUP
 from pathlib import Path
 
 from optstate.errors import OptstateError, TargetExists, WriteFailed
@@ -49,6 +49,8 @@ def new_directory(path: Path, files: Files, *, replace: bool, nbytes: int) -> It
         _move(temporary, path, files, replace=replace)
     except BaseException as error:
         with suppress(OSError):
+            # It may have had the final name for a moment: a power cut must not find it empty there.
+            sync_directory(path.parent, files)
             files.remove_tree(temporary)
         if isinstance(error, OSError) and not isinstance(error, OptstateError):
             raise _explained(error, path, files, nbytes) from error
@@ -64,7 +66,8 @@ def new_file(path: Path, files: Files, *, replace: bool, nbytes: int) -> Iterato
     """A path to write a file at, which becomes `path` at the end of the block: at once, and whole.
 
     It is written within a temporary directory, so what a killed program leaves is found and removed as that of a save
-    is. Synced, replaced, cleaned up and raised is as by `new_directory`; only a file is ever replaced.
+    is. Synced, replaced, cleaned up and raised is as by `new_directory`; only a file is ever replaced. Where the file
+    system has no second names for files, one that was replaced is not put back when the last sync fails.
     """
     temporary = path.with_name(f".{path.name}.tmp-{token(files)}")
     lock = None
@@ -73,12 +76,8 @@ def new_file(path: Path, files: Files, *, replace: bool, nbytes: int) -> Iterato
         tidy(path, files)
         files.make_directory(temporary)
         lock = files.lock(temporary)
-        yield temporary / path.name
-        if replace and files.kind(path) is not None:
-            files.replace(temporary / path.name, path)
-        else:
-            files.rename(temporary / path.name, path)
-        sync_directory(path.parent, files)
+        yield temporary / _NEW
+        _move_file(temporary, path, files, replace=replace)
     except BaseException as error:
         if isinstance(error, OSError) and not isinstance(error, OptstateError):
             raise _explained(error, path, files, nbytes) from error
@@ -115,6 +114,8 @@ def _move(temporary: Path, path: Path, files: Files, *, replace: bool) -> None:
     except BaseException:
         with suppress(OSError):
             if files.kind(temporary) is None:
+                # A power cut may keep any of the renames that are not synced: not those alone that take them back.
+                sync_directory(path.parent, files)
                 files.rename(path, temporary)
             if aside is not None and files.kind(path) is None:
                 files.rename(aside, path)
@@ -122,6 +123,28 @@ def _move(temporary: Path, path: Path, files: Files, *, replace: bool) -> None:
     if aside is not None:
         with suppress(OSError):  # the new one is safe; the next save removes what is left of the old one
             files.remove_tree(aside)
+
+
+_NEW, _OLD = "new", "old"
+
+
+def _move_file(temporary: Path, path: Path, files: Files, *, replace: bool) -> None:
+    replaced = replace and files.kind(path) is not None
+    if replaced:
+        with suppress(OSError):
+            files.link(path, temporary / _OLD)
+        files.replace(temporary / _NEW, path)
+    else:
+        files.rename(temporary / _NEW, path)
+    try:
+        sync_directory(path.parent, files)
+    except BaseException:
+        with suppress(OSError):
+            if replaced:
+                files.replace(temporary / _OLD, path)
+            else:
+                files.rename(path, temporary / _NEW)
+        raise
 
 
 def sync_directory(path: Path, files: Files) -> None:
@@ -148,10 +171,10 @@ def tidy(path: Path, files: Files) -> None:
     aside = [item for item, what, _ in leftovers if what == "old"]
     if aside and files.kind(path) is None:
         files.rename(aside.pop(), path)
-    if aside:
-        # The rename that made them superfluous may not be on the disk yet.
-        sync_directory(path.parent, files)
     dead = [item for item, what, boot in leftovers if what == "tmp" and _abandoned(item, boot, files)]
+    if aside or dead:
+        # The renames that made them superfluous may not be on the disk yet.
+        sync_directory(path.parent, files)
     for item in (*aside, *dead):
         with suppress(OSError):
             files.remove_tree(item)
@@ -188,7 +211,7 @@ def _explained(error: OSError, path: Path, files: Files, nbytes: int) -> Optstat
     failed = WriteFailed(
         f"{safe_text(path)} was not saved: {error.strerror or error}",
         where=safe_text(error.filename) if error.filename else None,
-        expected=f"{size(nbytes)} of free space" if full else None,
+        expected=f"{size(nbytes)} of free space" if full else _NAME_ROOM if error.errno == ENAMETOOLONG else None,
         found=f"{size(free)} free" if free is not None else None,
         todo="free some space, then save again; earlier checkpoints are untouched"
         if full
@@ -196,6 +219,9 @@ def _explained(error: OSError, path: Path, files: Files, nbytes: int) -> Optstat
     )
     failed.errno, failed.strerror, failed.filename = error.errno, error.strerror, error.filename or str(path)
     return failed
+
+
+_NAME_ROOM = "a name of at most 232 bytes, so that a temporary one has room beside it"
 
 
 def target_exists(path: Path) -> TargetExists:

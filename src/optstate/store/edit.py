@@ -19,7 +19,8 @@ from optstate.state.journal import Journal
 from optstate.state.roles import ROLES, Role
 from optstate.state.selection import Predicates
 from optstate.state.tensors import TensorRef, is_tensor
-from optstate.store.convert import Conversion, Target, check_target, chosen_target, convert
+from optstate.store.convert import Conversion, Target, check_target, chosen_target, converted
+from optstate.store.files import Files, RealFiles
 from optstate.store.offline import verbs
 from optstate.store.offline.blending import Other, lerp
 from optstate.store.offline.draft import Aim, Draft
@@ -97,6 +98,7 @@ class FileEdit:
         target: str | os.PathLike[str] | None,
         options: Options,
         watch: Watch = lambda _done, _total: None,
+        files: Files | None = None,
     ) -> None:
         checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
         self.conversion: Conversion | None = None
@@ -105,6 +107,7 @@ class FileEdit:
         self._options = options
         self._target = None if target is None else Path(target)
         self._watch = watch
+        self._files = files or RealFiles()
         self._draft = Draft(checkpoint)
         self._deeds: list[Deed] = []
         self._change: Change | None = None
@@ -177,7 +180,9 @@ class FileEdit:
         if refusals:
             raise _refused(self._draft, self._deeds, outcome, self._change)
         edited = replace(self._draft.made(), journal=journal)
-        self.conversion = convert(edited, self._target, to=options.to, partial=options.partial, replace=options.replace)
+        self.conversion = converted(
+            edited, self._target, self._files, to=options.to, partial=options.partial, replace=options.replace
+        )
         self._change = replace(self._change, made=True)
         self._compare_digests(_tensors(open_checkpoint(self._target)))
 

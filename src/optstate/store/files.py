@@ -66,6 +66,9 @@ class Files(Protocol):
     def replace(self, source: Path, target: Path) -> None:
         """Rename a file over the file at `target`, in one step."""
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name; fails where anything has it, or the file system knows no such thing."""
+
     def remove_tree(self, path: Path) -> None:
         """Remove a directory and what is in it; links in it are removed, not followed."""
 
@@ -99,6 +102,7 @@ class RealFiles:
 
     def __init__(self) -> None:
         self.boot = _boot()
+        self._locked: dict[int, int] = {}  # handle → process
 
     def make_directory(self, path: Path) -> None:
         path.mkdir()
@@ -107,14 +111,15 @@ class RealFiles:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def reserve(self, handle: int, nbytes: int) -> None:
-        allocate = _fallocate()
+        # The call that Python has writes to every block where the file system cannot do better.
+        allocate = _system("fallocate64", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
         if allocate is not None and allocate(handle, 0, 0, nbytes) != 0:
             error = ctypes.get_errno()
             if error not in (EOPNOTSUPP, ENOSYS, EINVAL):
                 raise OSError(error, os.strerror(error))
 
     def set_direct(self, handle: int, *, on: bool) -> bool:
-        if not hasattr(os, "O_DIRECT"):
+        if not hasattr(os, "O_DIRECT") or (on and not _pays_direct(handle)):
             return False
         flags = fcntl.fcntl(handle, fcntl.F_GETFL)
         try:
@@ -135,6 +140,9 @@ class RealFiles:
             os.fsync(handle)
 
     def close(self, handle: int) -> None:
+        if self._locked.pop(handle, None) == os.getpid():
+            # A process that was forked off has the same lock, and would keep it; nor may it give back that of its parent.
+            fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
     def sync_directory(self, path: Path) -> None:
@@ -153,6 +161,9 @@ class RealFiles:
 
     def replace(self, source: Path, target: Path) -> None:
         source.replace(target)
+
+    def link(self, source: Path, target: Path) -> None:
+        target.hardlink_to(source)
 
     def remove_tree(self, path: Path) -> None:
         shutil.rmtree(path)
@@ -174,6 +185,7 @@ class RealFiles:
         except OSError:  # held by another process, or a file system without locks
             os.close(handle)
             return None
+        self._locked[handle] = os.getpid()
         return handle
 
     def hold(self, path: Path, owner: bytes) -> int:
@@ -186,6 +198,7 @@ class RealFiles:
         with suppress(OSError):  # a full disk: whoever is refused then learns less, and that is all
             os.ftruncate(handle, 0)
             os.pwrite(handle, owner, 0)
+        self._locked[handle] = os.getpid()
         return handle
 
     def idle(self, path: Path) -> float:
@@ -196,12 +209,32 @@ class RealFiles:
         return shutil.disk_usage(path).free
 
 
+# What statfs calls file systems that write past the page cache without a detour, to a disk of their own; an overlay hands
+# on to what is beneath. On others (over a network, in a program, in memory) it is emulated, or each write is waited for on its
+# way there and back: there the page cache, which writes behind, is the faster way or the same.
+_DIRECT = {
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0xF2F52010: "f2fs",
+    0xCA451A4E: "bcachefs",
+    0x794C7630: "overlay",
+}
+
+
+def _pays_direct(handle: int) -> bool:
+    """Whether a file is on a file system to which writing past the page cache is the faster way."""
+    statfs = _system("fstatfs64", ctypes.c_int, ctypes.c_void_p)
+    found = (ctypes.c_long * 64)()  # more than the structure takes; it begins with the type
+    return statfs is not None and statfs(handle, found) == 0 and found[0] & 0xFFFFFFFF in _DIRECT
+
+
 @cache
-def _fallocate() -> Callable[[int, int, int, int], int] | None:
-    """The system's own call. The one that Python has writes to every block where the file system cannot do better."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64", None)
+def _system(name: str, *arguments: type) -> Callable[..., int] | None:
+    """A call of the system that Python has no name for; None where the system has none either."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is not None:
-        function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        function.argtypes = arguments
     return function
 
 

@@ -35,11 +35,14 @@ class Found:
         What is wrong with it; None for one whose manifest, lengths and headers are as they were written.
     brief
         What its manifest says; None where that cannot be read.
+    judged
+        False where nobody can tell whether it is good.
     """
 
     path: Path
     fault: str | None = None
     brief: Brief | None = None
+    judged: bool = True
 
     @property
     def step(self) -> int | None:
@@ -60,7 +63,7 @@ class Found:
     def __str__(self) -> str:
         """One line: its name, and whether it is good."""
         if self.fault is not None:
-            return f"{safe_text(self.path.name)}: damaged: {self.fault}"
+            return f"{safe_text(self.path.name)}: {'damaged' if self.judged else 'not read'}: {self.fault}"
         brief = self.brief
         nbytes = sum(file.nbytes for file in brief.files.values()) if brief else 0
         without = "" if brief and brief.optimizers else ", without optimizer"
@@ -68,13 +71,15 @@ class Found:
         return f"{safe_text(self.path.name)}: intact, {step}, {size(nbytes)}{without}"
 
 
-def contents(directory: Path) -> list[Found]:
+def contents(directory: Path, *, strict: bool = True) -> list[Found]:
     """Every checkpoint of ours in a folder, the newest first; damaged ones whose step is not known last.
 
     Links are not followed. Raises `ReadError` for a checkpoint that cannot be judged, because the system does not let it
-    be read or a newer optstate wrote it: passing it over would lose what was trained since the one before.
+    be read or a newer optstate wrote it: passing it over would lose what was trained since the one before. Unless
+    `strict`, it is among them.
     """
-    return sorted(filter(None, map(look, _places(directory))), key=lambda found: found.age, reverse=True)
+    found = (look(path, strict=strict) for path in _places(directory))
+    return sorted(filter(None, found), key=lambda each: each.age, reverse=True)
 
 
 def _places(directory: Path) -> Iterator[Path]:
@@ -97,8 +102,11 @@ def _is_no_folder(path: Path) -> bool:
     return path.is_symlink() or not path.is_dir()
 
 
-def look(path: Path) -> Found | None:
-    """The checkpoint at a path: its manifest read, lengths and headers of its files compared; None where there is none."""
+def look(path: Path, *, strict: bool = True) -> Found | None:
+    """The checkpoint at a path: its manifest read, lengths and headers of its files compared; None where there is none.
+
+    `strict` as for `contents`.
+    """
     directory, named = settled(path), NAME.fullmatch(path.name) is not None
     if directory.is_symlink() or not os.path.lexists(directory / MANIFEST):
         return None
@@ -108,10 +116,10 @@ def look(path: Path) -> Found | None:
         return Found(path, error.what) if named else None
     except Damaged as error:
         return Found(path, told(error))
-    except ReadError:
-        if named:
+    except ReadError as error:
+        if named and strict:
             raise
-        return None
+        return Found(path, told(error), judged=False) if named else None
     return Found(path, _fault(directory, brief), brief)
 
 

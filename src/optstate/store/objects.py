@@ -12,6 +12,7 @@ from torch import nn
 from optstate.errors import RestoreError, Unsaveable
 from optstate.formats.ours.manifest import ObjectEntry
 from optstate.formats.ours.tree import encode
+from optstate.live.beside import Beside
 from optstate.live.weights import modules_with_extra_state
 from optstate.optimizers.registry import qualified_name
 from optstate.store.tensors import TensorTable
@@ -22,6 +23,9 @@ RNG = "rng"
 
 MODEL = "model"
 """The object that holds what modules give as extra state, by the name that it has in the model's state dict."""
+
+OPTIMIZER = "optimizer"
+"""The object that holds what optimizers keep beside the state of parameters."""
 
 RESERVED = frozenset({"source", "policy", "keep", "every"})
 """Names that no object can have, because restoring means something else by them."""
@@ -83,6 +87,12 @@ def _encode_object(name: str, item: Any, table: TensorTable) -> ObjectEntry:
             todo="leave it out" if item is None else "give it these two methods, or leave it out",
         )
     return ObjectEntry(qualified_name(type(item)), encode(item.state_dict(), (name,), table.leaf("objects")))
+
+
+def encode_beside(optimizers: Mapping[str, torch.optim.Optimizer], table: TensorTable) -> dict[str, ObjectEntry]:
+    """What optimizers keep beside the state of parameters, as one object; nothing when there is none."""
+    beside = Beside(optimizers)
+    return {OPTIMIZER: _encode_object(OPTIMIZER, beside, table)} if beside.state_dict() else {}
 
 
 def encode_extra_state(model: nn.Module, table: TensorTable) -> dict[str, ObjectEntry]:

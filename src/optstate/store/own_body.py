@@ -13,6 +13,7 @@ from typing import Any
 from optstate.errors import Unsaveable
 from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.compare import bits
+from optstate.formats.containers.quantised import Blockwise
 from optstate.formats.containers.sparse import SparseRef
 from optstate.formats.containers.stored_tensor import StoredTensor
 from optstate.formats.orders import Weight, trained
@@ -39,6 +40,8 @@ from optstate.store.runs import dense_stride, row_major_pieces
 from optstate.store.table import PayloadTable
 from optstate.store.writer import Payload
 from optstate.text import safe_text
+
+_CODED = ("codes", "scale", "qmap")
 
 
 class RefTable(PayloadTable):
@@ -80,6 +83,11 @@ class RefTable(PayloadTable):
                         value.shape,
                         value.coalesced,
                     )
+                case Blockwise():
+                    keys = [
+                        self.add(each, family, (*parts, name)) for name, each in zip(_CODED, value.parts, strict=False)
+                    ]
+                    return nodes.Blockwise(keys[0], keys[1], value.shape, value.block, *keys[2:])
             return nodes.Tensor(self.add(value, family, parts)) if is_tensor(value) else None
 
         return encoded
@@ -107,6 +115,7 @@ def own_body(checkpoint: Checkpoint) -> tuple[Body, list[Payload]]:
         },
         left_out={reason: tuple(map(_text, names)) for reason, names in state.left_out.items() if names},
         journal=written(checkpoint.journal),
+        lineage=checkpoint.lineage,
     )
     return body, list(table.payloads.values())
 

@@ -115,7 +115,7 @@ class Shelf:
             try:
                 self._let_one_go(found)
             except (OSError, OptstateError) as error:
-                why = error.what if isinstance(error, OptstateError) else safe_text(error)
+                why = told(error) if isinstance(error, OptstateError) else safe_text(error)
                 warnings.warn(f"{safe_text(found.path)} was to go, and stays: {why}", RuntimeWarning, stacklevel=2)
             else:
                 self.known.remove(found)

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from optstate.formats.containers.quantised import Blockwise
 from optstate.formats.containers.sparse import SparseRef
 from optstate.formats.ours import nodes
 from optstate.formats.ours.tree import ArrayRef, path_text
@@ -100,11 +101,11 @@ _OURS = (
 
 
 def for_optstate(_: Sieve, value: Any, __: Path) -> Any:
-    """Typed trees hold all of Python's plain values, numpy's and torch's small types, arrays and sparse tensors."""
+    """Typed trees hold all of Python's plain values, numpy's and torch's small types, arrays, sparse tensors and codes."""
     if isinstance(value, ArrayRef):
         return value if value.tensor.dtype in DTYPES else LEFT_OUT
     if is_tensor(value):
-        return value if value.dtype in DTYPES else LEFT_OUT
+        return value if value.dtype in DTYPES or isinstance(value, Blockwise) else LEFT_OUT
     return value if type(value) in _OURS else LEFT_OUT
 
 
@@ -135,7 +136,7 @@ _PLAINER: Mapping[type, type] = {deque: list, frozenset: set, defaultdict: dict}
 
 def for_safetensors(sieve: Sieve, value: Any, path: Path) -> Any:
     """As for our own format, for the rest is written in its way; of tensors, the types that safetensors names."""
-    odd = is_tensor(value) and (isinstance(value, SparseRef) or value.dtype not in _SAFETENSORS)
+    odd = is_tensor(value) and (isinstance(value, (SparseRef, Blockwise)) or value.dtype not in _SAFETENSORS)
     return LEFT_OUT if odd or isinstance(value, ArrayRef) else for_optstate(sieve, value, path)
 
 

@@ -24,10 +24,10 @@ from optstate.formats.layouts.deepspeed_universal import universal_below
 from optstate.formats.opening import open_checkpoint
 from optstate.formats.ours.directory import is_checkpoint
 from optstate.store.files import Files, RealFiles
-from optstate.store.folder import damage
-from optstate.store.keep import sweep_removed
+from optstate.store.folder import damage, told
+from optstate.store.keep import sweep
 from optstate.store.lock import LOCK, Lock, unusable
-from optstate.store.strip_copy import OPTIMIZER, SUFFIX, Kind, Source, digest, replace_by_copy
+from optstate.store.strip_copy import COPIES, OPTIMIZER, SUFFIX, Kind, Source, digest, replace_by_copy
 from optstate.text import count, safe_text, size
 
 Fate = Literal["kept", "stripped", "left"]
@@ -166,7 +166,7 @@ def _strip_folder(folder: Path, keep_last: int, files: Files | None) -> Iterator
     lock = Lock(folder, files) if files is not None and (folder / LOCK).exists() else None
     try:
         if files is not None:
-            sweep_removed(folder, files)
+            sweep(folder, files, COPIES)
         windows, links = _windows(folder)
         for (_, kind), paths in windows.items():
             found = list(_told_apart([_source(path, kind) for path in paths]))
@@ -269,7 +269,7 @@ def _tried(source: Source, files: Files | None) -> Stripped:
     try:
         return _item(source, "stripped", target=replace_by_copy(source, files))
     except (OptstateError, OSError) as error:
-        return _item(source, "left", error.what if isinstance(error, OptstateError) else safe_text(error))
+        return _item(source, "left", told(error) if isinstance(error, OptstateError) else safe_text(error))
 
 
 def _item(source: Source, fate: Fate, why: str = "", target: Path | None = None) -> Stripped:

@@ -42,6 +42,9 @@ OPTIMIZER = re.compile(r"optimizer(_[0-9]+)?(\.pt|\.bin)?")
 SUFFIX = ".weights"
 """In the name of a copy, so that no program resumes from it: `step-4.weights`, `epoch=4.weights.ckpt`."""
 
+COPIES = re.compile(rf".+{re.escape(SUFFIX)}(\.[^.]+)?", re.DOTALL)
+"""The names of copies."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import xxhash
+from msgspec import Struct
 
 from optstate.formats.containers.safetensors_header import Item, alignment, encode_header, entry_size
 from optstate.formats.ours.manifest import (
@@ -37,8 +38,7 @@ PIECE = 1 << 24
 """Bytes that are handed over at once: enough to keep the disk busy, little enough to be held in memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(Struct, frozen=True, gc=False):
     """A tensor to be written.
 
     key
@@ -57,21 +57,16 @@ class Payload:
     device: str = "cpu"
 
 
-class _Place(NamedTuple):
-    """A payload, and as what its file's header knows it."""
-
-    payload: Payload
-    item: Item
-
-
 class _File(NamedTuple):
+    """A file to be written: its name, and each payload with what its header calls it."""
+
     name: str
-    places: Sequence[_Place]
+    places: Sequence[tuple[Payload, Item]]
     header: bytes
 
     @property
     def nbytes(self) -> int:
-        return len(self.header) + sum(place.item.nbytes for place in self.places)
+        return len(self.header) + sum(item.nbytes for _, item in self.places)
 
 
 def write_checkpoint(
@@ -82,49 +77,59 @@ def write_checkpoint(
     *,
     replace: bool = False,
     header_limit: int = HEADER_LIMIT,
+    pipeline: Pipeline | None = None,
+    copied: Callable[[Mapping[str, TensorEntry]], None] | None = None,
 ) -> None:
     """Write a checkpoint: `body` without its tensors and files, and the tensors.
 
-    `header_limit` is where a family of tensors is split into several files. Raises `WriteFailed` and
-    `TargetExists`; then nothing is left of it, and whatever was at `path` still is.
+    header_limit
+        Where a family of tensors is split into several files.
+    pipeline
+        One that has not begun yet, for a caller who wants to widen it meanwhile.
+    copied
+        Is told all tensors by key, with the digests of what is written, once the last was copied; they are not needed
+        any more. There is no manifest yet, and what it raises leaves none.
+
+    Raises `WriteFailed` and `TargetExists`; then nothing is left of it, and whatever was at `path` still is.
     """
     plan = list(_layout(payloads, body.save_id, header_limit))
     with new_directory(path, files, replace=replace, nbytes=sum(file.nbytes for file in plan)) as directory:
         tensors: dict[str, TensorEntry] = {}
-        with Pipeline(files) as pipeline:
-            for file in plan:
-                with pipeline.file(directory / file.name, file.nbytes) as output:
-                    tensors.update(_write_file(output, file))
-            entries = {file.name: FileEntry(file.nbytes, len(file.header), digest_of(file.header)) for file in plan}
-            complete = msgspec.structs.replace(body, tensors=tensors, files=entries)
-            with pipeline.file(directory / MANIFEST) as output:
-                output.write(encode_manifest(complete))
+        entries = {file.name: FileEntry(file.nbytes, len(file.header), digest_of(file.header)) for file in plan}
+        with pipeline or Pipeline(files) as writing:
+            # All are made before one is written, so that a full disk says so at once.
+            for opened in [writing.file(directory / file.name, file.nbytes) for file in plan]:
+                with opened as output:
+                    tensors.update(_write_file(output, plan.pop(0)))
+            if copied is not None:
+                copied(tensors)
+            with writing.file(directory / MANIFEST) as output:
+                for piece in encode_manifest(msgspec.structs.replace(body, tensors=tensors, files=entries)):
+                    output.write(piece)
 
 
 def _layout(payloads: Iterable[Payload], save_id: str, header_limit: int) -> Iterator[_File]:
-    families: dict[str, list[_Place]] = {}
+    families: dict[str, list[tuple[Payload, Item]]] = {}
     for payload in payloads:
         family, _, name = payload.key.partition("/")
         nbytes = prod(payload.shape) * DTYPES[payload.dtype][0]
-        families.setdefault(family, []).append(_Place(payload, Item(name, payload.dtype, payload.shape, nbytes)))
+        families.setdefault(family, []).append((payload, Item(name, payload.dtype, payload.shape, nbytes)))
     for family, members in families.items():
         parts = list(_parts(members, header_limit))
         for number, part in enumerate(parts, 1):
             name = (
                 f"{family}.safetensors" if len(parts) == 1 else f"{family}-{number:05}-of-{len(parts):05}.safetensors"
             )
-            part.sort(key=lambda place: -alignment(place.item.nbytes))
-            yield _File(
-                name, part, encode_header((place.item for place in part), {"format": FORMAT, "save_id": save_id})
-            )
+            part.sort(key=lambda place: -alignment(place[1].nbytes))
+            yield _File(name, part, encode_header((item for _, item in part), {"format": FORMAT, "save_id": save_id}))
 
 
-def _parts(places: Iterable[_Place], header_limit: int) -> Iterator[list[_Place]]:
+def _parts(places: Iterable[tuple[Payload, Item]], header_limit: int) -> Iterator[list[tuple[Payload, Item]]]:
     """Places in the order given, in runs whose headers stay below the limit."""
-    part: list[_Place] = []
+    part: list[tuple[Payload, Item]] = []
     header = 0
     for place in places:
-        entry = entry_size(place.item)
+        entry = entry_size(place[1])
         if part and header + entry > header_limit:
             yield part
             part, header = [], 0
@@ -138,9 +143,16 @@ def _write_file(output: Output, file: _File) -> dict[str, TensorEntry]:
     entries = {}
     output.write(file.header)
     for payload, item in file.places:
-        start, offset, digest = (0,) * len(item.shape), output.position, xxhash.xxh3_128()
+        offset, digest = output.position, xxhash.xxh3_128()
         for piece in payload.pieces():
             output.write(piece, digest)
-        chunk = Chunk(file.name, offset, item.nbytes, start, item.shape, f"xxh3-128:{digest.hexdigest()}")
+        digested = f"xxh3-128:{digest.hexdigest()}"
+        chunk = Chunk(file.name, offset, item.nbytes, _origin(len(item.shape)), item.shape, digested)
         entries[payload.key] = TensorEntry(item.dtype, item.shape, payload.device, (chunk,), payload.stride)
     return entries
+
+
+@cache
+def _origin(rank: int) -> tuple[int, ...]:
+    """The first index of a tensor: one object for all, of which there may be a million."""
+    return (0,) * rank

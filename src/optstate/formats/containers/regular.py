@@ -10,19 +10,18 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISFIFO, S_ISREG
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeAlias, TypeVar
 from weakref import finalize
 
 from optstate.errors import Damaged, NotACheckpoint, ReadError
-from optstate.state.tensors import new_bytes
 from optstate.text import listing, safe_text, size
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _PIECE = 1 << 20  # bytes: stays in a processor's cache from reading to hashing
 
 Bytes = TypeVar("Bytes", bytes, memoryview)
+
+Tell: TypeAlias = Callable[[memoryview], object]
+"""What is told all bytes that pass, such as a digest's `update`."""
 
 
 class ByteSource:
@@ -63,16 +62,20 @@ class ByteSource:
             self._check(raw)
         return raw
 
-    def load(self, offset: int, length: int, digest: Callable[[memoryview], object]) -> np.ndarray[Any, Any]:
-        """As `read`, as an array of bytes in new memory; `digest` sees them in pieces, while they are in cache."""
-        self._check_range(offset, length)
-        raw = new_bytes(length)
-        view = raw.data
-        for start in range(0, length, _PIECE):
-            piece = view[start : start + _PIECE]
+    def into(self, offset: int, memory: memoryview, tell: Tell) -> None:
+        """As `read`, into `memory` until that is full; `tell` sees all of it in pieces, while they are in cache."""
+        self._check_range(offset, len(memory))
+        for start in range(0, len(memory), _PIECE):
+            piece = memory[start : start + _PIECE]
             self._file.fill(piece, self._start + offset + start)
-            digest(piece)
-        return raw
+            tell(piece)
+
+    def scan(self, offset: int, length: int, tell: Tell) -> None:
+        """Have `tell` see `length` bytes from `offset`, of which only a piece is in memory at once. Raises as `read` does."""
+        self._check_range(offset, length)
+        memory = memoryview(bytearray(min(length, _PIECE)))
+        for start in range(0, length, _PIECE):
+            self.into(offset + start, memory[: length - start], tell)
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:

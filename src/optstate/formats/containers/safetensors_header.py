@@ -79,7 +79,7 @@ _TYPES: Mapping[str, tuple[int, str | None]] = {
 }
 
 
-class Item(NamedTuple):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """A tensor in a file: its name there, its element type by torch's name, its shape, and its length in bytes."""
 
     name: str
@@ -95,20 +95,31 @@ def alignment(nbytes: int) -> int:
 
 def encode_header(items: Iterable[Item], metadata: Mapping[str, str]) -> bytes:
     """The bytes before the first tensor, for items that are written in this order."""
-    entries: dict[str, object] = {METADATA: dict(metadata)}
+    entries: dict[str, Mapping[str, str] | _Described] = {METADATA: metadata}
     end = 0
     for item in items:
         start, end = end, end + item.nbytes
-        shape = [*item.shape, 2] if item.dtype.startswith("complex") else list(item.shape)
-        entries[item.name] = {"dtype": _NAMES[item.dtype], "shape": shape, "data_offsets": [start, end]}
+        shape = (*item.shape, 2) if item.dtype.startswith("complex") else item.shape
+        entries[item.name] = _Described(_NAMES[item.dtype], shape, (start, end))
     text = msgspec.json.encode(entries)
     text += b" " * (-(LENGTH + len(text)) % ALIGNMENT)
     return len(text).to_bytes(LENGTH, "little") + text
 
 
+class _Described(msgspec.Struct, frozen=True, gc=False):
+    """What a header says of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+_JSON = msgspec.json.Encoder()
+
+
 def entry_size(item: Item) -> int:
     """Bytes that an item adds to a header, at most."""
-    return len(msgspec.json.encode(item.name)) + 22 * len(item.shape) + 100
+    return len(_JSON.encode(item.name)) + 22 * len(item.shape) + 100
 
 
 def header_metadata(raw: bytes) -> Mapping[str, str]:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from optstate.formats.containers.regular import ByteSource
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class Span:
@@ -29,8 +25,8 @@ class Span:
     def read(self, offset: int, length: int) -> bytes:
         return self._source.read(self._start + offset, length)
 
-    def load(self) -> np.ndarray[Any, Any]:
-        return self._source.load(self._start, self.nbytes, lambda _: None)
+    def into(self, memory: memoryview) -> None:
+        self._source.into(self._start, memory, lambda _: None)
 
     def pieces(self, piece: int) -> Iterator[bytes]:
         for start in range(0, self.nbytes, piece):

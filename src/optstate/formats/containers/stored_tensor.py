@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from optstate.errors import Refused
-from optstate.state.tensors import BLOCK, DTYPES, array_blocks, numpy_dtype, scalar
+from optstate.state.tensors import BLOCK, DTYPES, array_blocks, new_bytes, numpy_dtype, scalar
 from optstate.text import safe_text, size
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Record(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Some of it; checked when that is all of it. Raises `Damaged`."""
 
-    def load(self) -> np.ndarray[Any, Any]:
-        """All of it, checked, as an array of bytes in memory that is nobody else's. Raises `Damaged`."""
+    def into(self, memory: memoryview) -> None:
+        """All of it, checked, into memory of its length. Raises `Damaged`, after which anything may be in there."""
 
     def pieces(self, piece: int) -> Iterator[bytes]:
         """All of it, `piece` bytes at a time, checked at the end. Raises `Damaged`."""
@@ -61,10 +61,8 @@ class MemoryRecord:
     def read(self, offset: int, length: int) -> bytes:
         return bytes(self.raw[offset : offset + length])
 
-    def load(self) -> np.ndarray[Any, Any]:
-        import numpy as np
-
-        return np.array(np.frombuffer(self.raw, np.uint8))
+    def into(self, memory: memoryview) -> None:
+        memory[:] = self.raw
 
     def pieces(self, piece: int) -> Iterator[bytes]:
         return (bytes(self.raw[start : start + piece]) for start in range(0, self.nbytes, piece))
@@ -201,7 +199,9 @@ class StoredTensor:
 
     def _checked(self, offset: int, length: int) -> bytes | np.ndarray[Any, Any]:
         if length == self.record.nbytes:
-            return self.record.load()
+            raw = new_bytes(length)
+            self.record.into(raw.data)
+            return raw
         self.record.verify()
         return self.record.read(offset, length)
 

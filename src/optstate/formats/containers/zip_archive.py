@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
 from zlib_ng.zlib_ng import crc32
 
@@ -16,9 +15,6 @@ from optstate.errors import Damaged, Refused
 from optstate.formats.containers.regular import ByteSource
 from optstate.formats.containers.zip_directory import Member, find_content, read_directory
 from optstate.text import listing, safe_text, size
-
-if TYPE_CHECKING:
-    import numpy as np
 
 PIECE = 1 << 20
 """Bytes read at once when a member is streamed."""
@@ -96,19 +92,19 @@ class ZipRecord:
             self._check(crc32(raw))
         return raw
 
-    def load(self) -> np.ndarray[Any, Any]:
-        """The whole content as an array of bytes in memory of its own. Raises `Damaged` when the CRC-32 does not fit."""
+    def into(self, memory: memoryview) -> None:
+        """The whole content into memory of its length. Raises `Damaged` when the CRC-32 does not fit."""
         if self._verified:
-            return self._source.load(self.start, self.nbytes, lambda _: None)
+            self._source.into(self.start, memory, lambda _: None)
+            return
         crc = 0
 
         def take(piece: memoryview) -> None:
             nonlocal crc
             crc = crc32(piece, crc)
 
-        raw = self._source.load(self.start, self.nbytes, take)
+        self._source.into(self.start, memory, take)
         self._check(crc)
-        return raw
 
     def pieces(self, piece: int = PIECE) -> Iterator[bytes]:
         """The whole content, `piece` bytes at a time; raises `Damaged` at its end when the CRC-32 does not fit."""

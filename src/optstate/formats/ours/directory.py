@@ -20,6 +20,7 @@ from optstate.formats.ours.manifest import (
     Body,
     Brief,
     FileEntry,
+    LineageEntry,
     OptimizerEntry,
     ParameterEntry,
     decode_brief,
@@ -195,6 +196,7 @@ def _checkpoint(path: Path, body: Body, sources: Mapping[str, ByteSource], notes
         object_classes={name: entry.class_name for name, entry in body.objects.items() if entry.class_name is not None},
         notes=notes,
         journal=read(body.journal),
+        lineage=(*body.lineage, LineageEntry(body.save_id, body.step, body.environment)),
     )
 
 

@@ -10,7 +10,7 @@ The schema is published as `docs/schema/optstate-1.json`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -181,7 +181,10 @@ class JournalEntry(_Strict, frozen=True):
 
 
 class LineageEntry(_Strict, frozen=True):
-    """A checkpoint that the run was resumed from, oldest first, and with which versions that one was written."""
+    """A checkpoint that this one goes back to, and with which versions that one was written.
+
+    Oldest first: those that its run was resumed from, and the one that it was edited or copied from.
+    """
 
     save_id: str
     step: int | None = None
@@ -203,12 +206,38 @@ class Body(_Strict, frozen=True):
     parameters: tuple[ParameterEntry, ...] = ()
     weights: tuple[WeightEntry, ...] = ()
     objects: dict[str, ObjectEntry] = {}
-    tensors: dict[str, TensorEntry] = {}
+    tensors: Mapping[str, TensorEntry] = {}
     files: dict[FileName, FileEntry] = {}
     left_out: dict[str, tuple[str, ...]] = {}
     journal: tuple[JournalEntry, ...] = ()
     lineage: tuple[LineageEntry, ...] = ()
     run: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")] | None = None
+
+
+class _Stored(Body, frozen=True):
+    """A body whose tensors are not decoded yet."""
+
+    tensors: dict[str, msgspec.Raw] = {}  # type: ignore[assignment]
+
+
+class _Entries(Mapping[str, TensorEntry]):
+    """The entries of a manifest's tensors, each decoded where it is asked for: of a million, they would take a gigabyte."""
+
+    def __init__(self, raw: Mapping[str, msgspec.Raw], where: str) -> None:
+        self._raw = raw
+        self._where = where
+
+    def __getitem__(self, key: str) -> TensorEntry:
+        try:
+            return msgspec.json.decode(self._raw[key], type=TensorEntry)
+        except _FAULTS as error:
+            raise _undefined(self._where, f"{_fault(error)} of {safe_text(key)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
 
 
 class Brief(Struct, frozen=True, omit_defaults=True):
@@ -241,19 +270,21 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
     return f"xxh3-128:{xxhash.xxh3_128_hexdigest(data)}"
 
 
-def encode_manifest(body: Body) -> bytes:
-    """The content of `manifest.json`."""
+def encode_manifest(body: Body) -> tuple[bytes, bytes, bytes]:
+    """The content of `manifest.json`, in pieces: of a million tensors it is too long to be copied into one."""
     raw = msgspec.json.encode(body)
-    return msgspec.json.encode(_Envelope(FORMAT, digest_of(raw), msgspec.Raw(raw)))
+    before, after = msgspec.json.encode(_Envelope(FORMAT, digest_of(raw), msgspec.Raw(b"0"))).rsplit(b"0", 1)
+    return before, raw, after
 
 
 def decode_manifest(raw: bytes, where: str) -> Body:
     """The body of a manifest, its digest checked; `where` names the file in messages.
 
     Raises `NotACheckpoint` for JSON that is no manifest of ours, `NewerFormat`, `Damaged`, and `Refused` for
-    one that is intact but not as the format is.
+    one that is intact but not as the format is; of the entry of a tensor, when that is asked for.
     """
-    return _decoded(raw, where, Body)
+    stored = _decoded(raw, where, _Stored)
+    return Body(**{**msgspec.structs.asdict(stored), "tensors": _Entries(stored.tensors, where)})
 
 
 def decode_brief(raw: bytes, where: str) -> Brief:
@@ -261,7 +292,7 @@ def decode_brief(raw: bytes, where: str) -> Brief:
     return _decoded(raw, where, Brief)
 
 
-_Kind = TypeVar("_Kind", Body, Brief)
+_Kind = TypeVar("_Kind", _Stored, Brief)
 
 
 def _decoded(raw: bytes, where: str, kind: type[_Kind]) -> _Kind:
@@ -291,11 +322,7 @@ def _decoded(raw: bytes, where: str, kind: type[_Kind]) -> _Kind:
     try:
         return msgspec.json.decode(envelope.body, type=kind)
     except _FAULTS as error:
-        raise Refused(
-            f"{where} is intact, but not as {FORMAT} is defined",
-            found=_fault(error),
-            todo="if a newer optstate wrote it, upgrade; otherwise the program that wrote it is at fault",
-        ) from None
+        raise _undefined(where, _fault(error)) from None
 
 
 def format_version(raw: bytes) -> int | None:
@@ -313,6 +340,14 @@ _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 def _fault(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else safe_text(error)
+
+
+def _undefined(where: str, found: str) -> Refused:
+    return Refused(
+        f"{where} is intact, but not as {FORMAT} is defined",
+        found=found,
+        todo="if a newer optstate wrote it, upgrade; otherwise the program that wrote it is at fault",
+    )
 
 
 def _changed(where: str, found: str, expected: str | None = None) -> Damaged:
@@ -358,7 +393,7 @@ def join_key(parts: Iterable[str]) -> str:
     >>> join_key(["blocks/0.weight", "exp_avg"])
     'blocks%2F0.weight/exp_avg'
     """
-    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+    return "/".join([part.replace("%", "%25").replace("/", "%2F") for part in parts])
 
 
 def split_key(key: str) -> list[str]:

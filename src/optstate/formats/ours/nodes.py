@@ -159,12 +159,25 @@ class Sparse(Node, frozen=True, tag="sparse"):
     coalesced: bool
 
 
+class Blockwise(Node, frozen=True, tag="blockwise"):
+    """A tensor as small codes, in blocks of `block` elements with a scale each: `codes`, `scale` and, where codes are places
+    in a map of values, `qmap`, by key. A value is `qmap[code] * scale`; 4-bit codes are two in a byte, the first in its
+    upper half.
+    """
+
+    codes: str
+    scale: str
+    shape: tuple[int, ...]
+    block: int
+    qmap: str | None = None
+
+
 Tree: TypeAlias = (
     bool | int | float | str
     | BigInt | OddFloat | OddText | Bytes | Complex
     | List | Tuple | Set | FrozenSet | Deque
     | Dict | Ordered | Count | Default
-    | NumpyScalar | Size | Dtype | Device | Tensor | Array | Sparse
+    | NumpyScalar | Size | Dtype | Device | Tensor | Array | Sparse | Blockwise
     | None
 )  # fmt: skip
 """A typed tree."""

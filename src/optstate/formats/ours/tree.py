@@ -14,6 +14,7 @@ from math import isfinite
 from typing import Any, TypeAlias
 
 from optstate.errors import Unsaveable
+from optstate.formats.containers.quantised import Blockwise
 from optstate.formats.containers.sparse import SparseRef
 from optstate.formats.ours import nodes
 from optstate.formats.ours.nodes import Node, Tree
@@ -66,8 +67,8 @@ def encode(value: Any, path: Path, leaf: Leaf) -> Tree:
 def decode(tree: Tree, tensor: Callable[[str], TensorRef], level: int = 0) -> Any:
     """The value that a tree stands for; `tensor` finds a tensor by its key.
 
-    Tensors become what `tensor` gives, numpy arrays `ArrayRef`, sparse tensors `SparseRef`; numpy scalars and
-    torch's sizes, dtypes and devices stay the nodes that they are. Raises `ValueError`, `TypeError` or
+    Tensors become what `tensor` gives, numpy arrays `ArrayRef`, sparse tensors `SparseRef`, those in codes `Blockwise`; numpy
+    scalars and torch's sizes, dtypes and devices stay the nodes that they are. Raises `ValueError`, `TypeError` or
     `KeyError` for a tree that `encode` cannot have made; `level` counts how deep it is.
     """
     if not isinstance(tree, Node):
@@ -81,6 +82,9 @@ def decode(tree: Tree, tensor: Callable[[str], TensorRef], level: int = 0) -> An
             return ArrayRef(tensor(key))
         case nodes.Sparse():
             return SparseRef(tensor(tree.indices), tensor(tree.values), tree.shape, tree.coalesced)
+        case nodes.Blockwise():
+            qmap = None if tree.qmap is None else tensor(tree.qmap)
+            return Blockwise(tensor(tree.codes), tensor(tree.scale), qmap, tree.shape, tree.block)
         case nodes.Deque():
             return deque((decode(item, tensor, level + 1) for item in tree.v), tree.maxlen)
         case nodes.List() | nodes.Tuple() | nodes.Set() | nodes.FrozenSet():
@@ -206,7 +210,7 @@ def _hashable(node: Tree) -> bool:
     """Whether the decoded value can be a key and is equal to itself after a round trip."""
     if isinstance(node, (nodes.Tuple, nodes.FrozenSet)):
         return all(map(_hashable, node.v))
-    return not isinstance(node, (nodes.Tensor, nodes.Array, nodes.Sparse))
+    return not isinstance(node, (nodes.Tensor, nodes.Array, nodes.Sparse, nodes.Blockwise))
 
 
 def _decode_mapping(

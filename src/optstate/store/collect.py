@@ -1,0 +1,221 @@
+"""What a checkpoint of a live program holds: names, groups, slots and objects as they are now, and its tensors as they are taken."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from operator import index
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+import torch
+from torch import nn
+
+from optstate.errors import BindError, Unsaveable
+from optstate.formats.ours.journal import written
+from optstate.formats.ours.manifest import (
+    Body,
+    Environment,
+    GroupEntry,
+    LineageEntry,
+    OptimizerEntry,
+    ParameterEntry,
+    SlotEntry,
+    WeightEntry,
+)
+from optstate.formats.ours.nodes import Tree
+from optstate.formats.ours.tree import Leaf, encode
+from optstate.live.journals import journal_of
+from optstate.live.source import LiveSource, facts_of
+from optstate.live.view import checked_model, optimizers_by_name
+from optstate.live.weights import live_weights
+from optstate.optimizers.interpret import described
+from optstate.optimizers.registry import by_class, qualified_name
+from optstate.optimizers.spec import SlotSpec
+from optstate.state.journal import utc_now
+from optstate.store.background import settle
+from optstate.store.objects import RNG, RandomState, encode_beside, encode_extra_state, encode_objects
+from optstate.store.tensors import TensorTable, fingerprint
+from optstate.text import safe_text
+
+Optimizers: TypeAlias = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
+
+
+class What(TypedDict, total=False):
+    """What is saved, as `save` takes it; `run` and `lineage` are those of a run."""
+
+    model: nn.Module | None
+    optimizer: Optimizers | None
+    step: int | None
+    rng: bool
+    replace: bool
+    objects: Mapping[str, Any]
+    run: str | None
+    lineage: tuple[LineageEntry, ...]
+
+
+class Collected:
+    """Everything that a checkpoint will hold, as `table` takes it.
+
+    Saves in the background that are about the same parameters are waited for first, and raise what they failed with.
+
+    body
+        The manifest without its tensors and files.
+    payloads
+        The tensors.
+    parameters
+        The `id` of every parameter.
+    """
+
+    def __init__(self, table: TensorTable, **what: Unpack[What]) -> None:
+        model, optimizer = what.get("model"), what.get("optimizer")
+        objects, rng = what.get("objects", {}), what.get("rng", False)
+        if model is None and (optimizer is not None or not (objects or rng)):
+            raise _without_model(optimizer)
+        module = None if model is None else checked_model(model)
+        source = None if module is None or optimizer is None else LiveSource(optimizers_by_name(optimizer), module)
+        self.parameters = _ids(module, source)
+        settle(self.parameters)
+        weights = () if module is None else tuple(_weights(module, table))
+        self.body = Body(
+            save_id=secrets.token_hex(16),
+            created=utc_now(),
+            environment=_environment(),
+            step=_checked_step(what.get("step")),
+            optimizers=() if source is None else tuple(_optimizers(source, table)),
+            parameters=() if source is None else tuple(_parameters(source, table)),
+            weights=weights,
+            objects={
+                **({} if module is None else encode_extra_state(module, table)),
+                **({} if source is None else encode_beside(source.live_optimizers, table)),
+                **encode_objects({**objects, **({RNG: RandomState()} if rng else {})}, table),
+            },
+            left_out={}
+            if source is None
+            else {reason: tuple(names) for reason, names in source.left_out().items() if names},
+            journal=() if source is None else written(journal_of(source.live_optimizers)),
+            run=what.get("run"),
+            lineage=what.get("lineage", ()),
+        )
+        self.payloads = list(table.payloads.values())
+
+
+def _ids(module: nn.Module | None, source: LiveSource | None) -> frozenset[int]:
+    """The `id` of every parameter of a model and its optimizers."""
+    own = () if module is None else module.parameters()
+    optimizers = () if source is None else source.live_optimizers.values()
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    return frozenset(map(id, chain(own, *(group["params"] for group in groups))))
+
+
+# --- what is there ------------------------------------------------------------------------------------------
+
+
+def _weights(model: nn.Module, table: TensorTable) -> Iterator[WeightEntry]:
+    for weight in live_weights(model).values():
+        name = _text(weight.name)
+        yield WeightEntry(
+            name=name,
+            kind=weight.kind,
+            trainable=weight.tensor.requires_grad,
+            tensor=table.add(weight.tensor, "weights", (name,), (name,), in_steps=weight.kind == "parameter"),
+            fingerprint=fingerprint(weight.tensor),
+            aliases=tuple(map(_text, weight.aliases)),
+        )
+
+
+def _optimizers(source: LiveSource, table: TensorTable) -> Iterator[OptimizerEntry]:
+    for name, info in source.optimizers().items():
+        optimizer = source.live_optimizers[name]
+        groups = [
+            GroupEntry(_hyperparameters(name, index, live, table), group.parameters)
+            for index, (live, group) in enumerate(zip(optimizer.param_groups, info.groups, strict=True))
+        ]
+        yield OptimizerEntry(_text(name), str(info.class_name), info.known, tuple(groups))
+
+
+def _hyperparameters(optimizer: str, index: int, group: Mapping[str, Any], table: TensorTable) -> dict[str, Tree]:
+    label = f"{optimizer or 'optimizer'}.param_groups[{index}]"
+    # No parameter has an empty name, so names that start with one never meet those of slots.
+    leaf = table.leaf("optimizer", prefix=("", optimizer, index), skip=1)
+    return {
+        _text(key): encode(value, (label, key), leaf)
+        for key, value in group.items()
+        if key not in ("params", "param_names")
+    }
+
+
+def _parameters(source: LiveSource, table: TensorTable) -> Iterator[ParameterEntry]:
+    leaf = table.leaf("optimizer", in_steps=True)
+    for bound in source.bind().parameters():
+        facts, optimizer = facts_of(bound), source.live_optimizers[bound.optimizer]
+        # The live entry itself: its containers keep their types, and keys whose value is None are there.
+        entry = optimizer.state.get(bound.tensor) or {}
+        meanings = described(by_class(type(optimizer)), entry)
+        yield ParameterEntry(
+            name=_text(bound.name),
+            certainty=facts.certainty,
+            optimizer=facts.optimizer,
+            group=facts.group,
+            shape=facts.shape,
+            dtype=facts.dtype,
+            trainable=facts.trainable,
+            aliases=tuple(map(_text, facts.aliases)),
+            slots=tuple([_slot(bound.name, key, value, meanings.get(key), leaf) for key, value in entry.items()]),
+            absences=source.absences_of(bound, meanings),
+        )
+
+
+def _slot(parameter: str, key: Any, value: Any, meaning: SlotSpec | None, leaf: Leaf) -> SlotEntry:
+    tree = encode(value, (parameter, _text(key)), leaf)
+    if meaning is None:  # nobody described it, or it is None and no slot to anyone; but a restore puts the key back
+        return SlotEntry(key, "other", tree, primary=False)
+    return SlotEntry(key, meaning.role, tree, meaning.primary, meaning.convention, meaning.of)
+
+
+def _environment() -> Environment:
+    try:
+        own = version("optstate")
+    except PackageNotFoundError:  # run from a source tree
+        own = "unknown"
+    return Environment(
+        platform.python_version(), str(torch.__version__), own, f"{platform.system()} {platform.machine()}"
+    )
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+def _without_model(optimizer: object) -> BindError:
+    if optimizer is None:
+        return BindError("there is nothing to save", expected="model=..., optimizer=..., objects by name, or rng=True")
+    return BindError(
+        "an optimizer cannot be saved without its model",
+        expected="model=...",
+        todo="names come from the model: pass the one whose parameters the optimizer steps",
+    )
+
+
+def _checked_step(step: Any) -> int | None:
+    try:
+        return None if step is None else index(step)
+    except TypeError:
+        raise Unsaveable(
+            "step is no whole number", expected="an int or None", found=f"a {safe_text(qualified_name(type(step)))}"
+        ) from None
+
+
+def _text(name: Any) -> str:
+    """A name that JSON can hold. Raises `Unsaveable`."""
+    try:
+        if isinstance(name, str) and (name.isascii() or name.encode()):
+            return name
+    except UnicodeEncodeError:
+        pass
+    raise Unsaveable(
+        f"{safe_text(name)!r} cannot be a name in a checkpoint",
+        expected="text of valid Unicode",
+        found=f"a {type(name).__name__}",
+    )
