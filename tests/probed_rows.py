@@ -117,6 +117,28 @@ ROWS: dict[str, list[Row]] = {
     ],
 }
 
+KNOWN_BETTER: dict[str, list[str]] = {
+    "LBFGS": ["t: dtype described as python, measured gradient"],  # what a line search found
+    "AdEMAMix": ["state1: role described as momentum, measured other"],  # two averages in one tensor
+    "Lars": ["momentum_buffer: gradient_degree described as None, measured 0"],  # 1 without weight decay
+    "Mars": [  # clipped, so that they are no power of the gradient
+        "exp_avg: role described as momentum, measured other",
+        "exp_avg_sq: role described as second_moment, measured other",
+    ],
+    # Bounds on its steps hide that the mean is debiased.
+    "AdaBound": ["exp_avg: convention described as ema_debiased of gradient, but the update does not debias it"],
+    # A running maximum in float32 is not seen to be bounded.
+    "AdamW8bit": ["max_exp_avg_sq: role described as max_second_moment, measured second_moment"],
+    "AdaBelief": ["max_exp_avg_var: role described as max_second_moment, measured second_moment"],
+    # A sum from which the step size is estimated looks like a momentum.
+    **{
+        name: ["s: role described as other, measured momentum"]
+        for name in ("DAdaptAdam", "DAdaptSGD", "DAdaptLion", "DAdaptAdan", "Prodigy")
+    },
+    "DAdaptAdaGrad": ["sk: role described as other, measured momentum"],
+}
+"""What a description knows and a probe cannot see, by class."""
+
 
 def _reachable(library: str) -> None:
     """Make the modules of timm importable without timm itself, which wants torchvision."""

@@ -21,30 +21,9 @@ from optstate.optimizers.registry import by_class, by_contents, by_name, known_n
 from optstate.optimizers.third_party import THIRD_PARTY
 from optstate.state.absence import Absence
 from optstate.state.stats import stats
-from tests.probed_rows import ROWS
+from tests.probed_rows import KNOWN_BETTER, ROWS
 
 # --- rows ---------------------------------------------------------------------------------------------------
-
-# What a description knows and a probe cannot see, by class.
-KNOWN_BETTER = {
-    "AdEMAMix": ["state1: role described as momentum, measured other"],  # two averages in one tensor
-    "Lars": ["momentum_buffer: gradient_degree described as None, measured 0"],  # 1 without weight decay
-    "Mars": [  # clipped, so that they are no power of the gradient
-        "exp_avg: role described as momentum, measured other",
-        "exp_avg_sq: role described as second_moment, measured other",
-    ],
-    # Bounds on its steps hide that the mean is debiased.
-    "AdaBound": ["exp_avg: convention described as ema_debiased of gradient, but the update does not debias it"],
-    # A running maximum in float32 is not seen to be bounded.
-    "AdamW8bit": ["max_exp_avg_sq: role described as max_second_moment, measured second_moment"],
-    "AdaBelief": ["max_exp_avg_var: role described as max_second_moment, measured second_moment"],
-    # A sum from which the step size is estimated looks like a momentum.
-    **{
-        name: ["s: role described as other, measured momentum"]
-        for name in ("DAdaptAdam", "DAdaptSGD", "DAdaptLion", "DAdaptAdan", "Prodigy")
-    },
-    "DAdaptAdaGrad": ["sk: role described as other, measured momentum"],
-}
 
 
 @pytest.mark.whole
@@ -337,6 +316,22 @@ def test_live_bitsandbytes():
     state = attach(optimizer, torch.nn.ParameterList(optimizer.param_groups[0]["params"]))
     coded, _, plain = str(state).splitlines()[3:6]
     assert ("state1" in coded, "‖" in coded, "‖" in plain) == (True, False, True)
+
+
+@pytest.mark.whole
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_codes_that_share_their_map_are_reset():
+    """All parameters of bitsandbytes read their codes by one map; a reset of all of them makes each worth zero."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    optimizer = stepped(bitsandbytes.optim.AdamW8bit)
+    parameters = torch.nn.ParameterList(optimizer.param_groups[0]["params"])
+    one, other, _ = (optimizer.state[parameter] for parameter in parameters)
+    assert one["qmap1"] is other["qmap1"]
+    attach(optimizer, parameters).select("*").reset_()
+    for entry in map(optimizer.state.__getitem__, parameters):
+        assert entry["step"] == 0
+        assert not entry.get("absmax1", entry["state1"]).any()  # codes are worth nothing where their scales are 0
 
 
 @pytest.mark.whole

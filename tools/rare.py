@@ -1,4 +1,4 @@
-"""`python tools/rare.py`: install the rarer writers of checkpoints, one by one; what fails is said and stops nothing.
+"""`python tools/rare.py`: install the rarer writers and optimizers, one by one; what fails is said and stops nothing.
 
 Their tests run under `make test-all` and skip where a writer is missing. None of them may replace torch or numpy: what
 pins another torch is installed without its dependencies, beside those that it truly imports.
@@ -28,10 +28,14 @@ class Writer:
     options: tuple[str, ...] = ()
 
 
+_OPTIMIZERS = ("pytorch_optimizer", "prodigyopt", "lion-pytorch", "adan-pytorch", "dadaptation", "came-pytorch")
+"""Optimizers that need torch and nothing else."""
+
 WRITERS = (
     Writer("schedulefree"),
     Writer("torchao"),
     Writer("bitsandbytes"),
+    *(Writer(name, alone=True) for name in _OPTIMIZERS),
     Writer("mmengine"),
     Writer("deepspeed", options=("--no-build-isolation",)),  # its build looks for torch
     Writer(

@@ -83,6 +83,19 @@ def first_of(step: int, found: list[Difference], element: str | None = None) -> 
     return FirstDifference(step, *found[0], element, dict(among))
 
 
+def first_after(
+    reference: Run, restored: Run, cut: int, comparable: int, ignored: Collection[str]
+) -> FirstDifference | None:
+    """What differs first in the `comparable` steps after a restore at `cut`; None where nothing does."""
+    for step in range(cut + 1, cut + 1 + comparable):
+        if step not in restored.moments:
+            return FirstDifference(step - cut, LOSS, restored.failed or "the step", None, None, None, {LOSS: 1})
+        found = differences(reference.moments[step], restored.moments[step], STEPPED, ignored)
+        if found:
+            return first_of(step - cut, found)
+    return None
+
+
 def restored_state(saved: Moment, restored: Moment, ignored: Collection[str]) -> list[Difference]:
     """All that is not as it was saved."""
     return differences(without_state(saved), without_state(restored), RESTORED, ignored)

@@ -15,6 +15,7 @@ from optstate.proof.job import DETERMINISTIC, SWITCHES, Job, Look, Way
 from optstate.proof.judge import (
     batch_check,
     diverged,
+    first_after,
     first_of,
     flip_check,
     restored_state,
@@ -22,7 +23,7 @@ from optstate.proof.judge import (
     unseeded,
     without_state,
 )
-from optstate.proof.moments import BATCH, LOSS, STEPPED, Difference, Run, differences, digest, laid_out_otherwise
+from optstate.proof.moments import BATCH, LOSS, Difference, Run, digest, laid_out_otherwise
 from optstate.proof.program import Given, Program, program
 from optstate.proof.proof import GRADES, Check, FirstDifference, Grade, Proof
 from optstate.proof.workers import TIMEOUT, Workers
@@ -259,15 +260,7 @@ class _Proving:
         return self._job(start=self.asked.before, load=(self.asked.load, self.checkpoint), **also)
 
     def _after(self, run: Run, comparable: int) -> FirstDifference | None:
-        """What differs first in the steps after the restore."""
-        cut = self.asked.before
-        for step in range(cut + 1, cut + 1 + comparable):
-            if step not in run.moments:
-                return FirstDifference(step - cut, LOSS, run.failed or "the step", None, None, None, {LOSS: 1})
-            found = differences(self.reference.moments[step], run.moments[step], STEPPED, self.ignored)
-            if found:
-                return first_of(step - cut, found)
-        return None
+        return first_after(self.reference, run, self.asked.before, comparable, self.ignored)
 
     def _judge_trajectory(self, after: FirstDifference | None, comparable: int) -> None:
         if not comparable:

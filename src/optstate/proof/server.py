@@ -1,4 +1,4 @@
-"""A process that has imported torch and nothing else, and forks one child for each job.
+"""A process that has imported torch, and what it is asked to, and forks one child for each job.
 
 Importing torch takes seconds, a fork milliseconds. Nothing is computed here, so a child finds what a fresh process
 would: no thread pool, no CUDA, and generators that start where they would have.
@@ -15,6 +15,7 @@ import select
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -27,10 +28,13 @@ from optstate.proof.job import Job
 _LOOK = 0.02  # seconds between two looks whether a child has ended
 
 
-def main(folder: str) -> None:
-    """Serve until the input ends; `folder` is removed then."""
+def main(folder: str, modules: str) -> None:
+    """Serve until the input ends; `folder` is removed then. `modules`, between commas, are imported beforehand."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asked
     import_module("torch._dynamo")  # what the first optimizer of a process imports, for seconds
+    for module in filter(None, modules.split(",")):
+        with suppress(Exception, SystemExit):  # whoever needs it is told so when the job imports it
+            import_module(module)
     gc.collect()
     gc.freeze()
     out = os.dup(1)
@@ -91,4 +95,4 @@ def _tell(out: int, step: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:3])

@@ -26,7 +26,7 @@ from optstate.text import safe_text
 TIMEOUT = 300.0
 """Seconds without a sign of life, such as a step that is done, after which a process counts as hanging."""
 
-_START = "import sys; sys.path[:] = sys.argv[2:]; from optstate.proof.server import main; main(sys.argv[1])"
+_START = "import sys; sys.path[:] = sys.argv[3:]; from optstate.proof.server import main; main(*sys.argv[1:3])"
 _SERVERS = 2
 _LAST_LINES = 12  # of what a process wrote before it died
 
@@ -38,11 +38,12 @@ class Workers:
     """Two interpreters with two seeds for hashes, so that an order which rests on a set shows itself.
 
     A context: on leaving it every process is killed and every file removed, after Ctrl-C too. `timeout` is how long a
-    process may give no sign of life.
+    process may give no sign of life; `modules` are imported once, for all jobs, where they can be.
     """
 
-    def __init__(self, timeout: float = TIMEOUT) -> None:
+    def __init__(self, timeout: float = TIMEOUT, modules: Sequence[str] = ()) -> None:
         self.timeout = timeout
+        self._modules = tuple(modules)
         self._asked = 0
         self._servers: list[_Server] = []
 
@@ -50,7 +51,7 @@ class Workers:
         self.folder = Path(tempfile.mkdtemp(prefix="optstate-prove-"))
         try:
             for _ in range(_SERVERS):
-                self._servers.append(_Server(self.folder))
+                self._servers.append(_Server(self.folder, self._modules))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -68,9 +69,20 @@ class Workers:
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     def run(self, jobs: Sequence[Job], sign: Sign = lambda _number, _step: None) -> list[Run]:
-        """Do all jobs, two at a time: those with even numbers in one interpreter, the others in the other.
+        """Do all jobs, as `answers` does. Raises `ProofError` for one that fails or dies; those not yet begun are left then."""
+        answers = self.answers(jobs, sign, until_failure=True)
+        failed = [answer.failure for answer in answers if answer.failure is not None]
+        if failed:
+            raise failed[0].error()
+        return [answer.run for answer in answers if answer.run is not None]
 
-        Raises `ProofError` for one that fails, hangs or dies; those not yet begun are left then.
+    def answers(
+        self, jobs: Sequence[Job], sign: Sign = lambda _number, _step: None, *, until_failure: bool = False
+    ) -> list[Answer]:
+        """Do jobs, two at a time: those with even numbers in one interpreter, the others in the other.
+
+        Each gives an answer, that it failed or died included; `until_failure` begins none after the first that did.
+        Raises `ProofError` for one that hangs.
         """
         answers: dict[int, Answer] = {}
         queues = [list(range(len(jobs)))[first::_SERVERS] for first in range(_SERVERS)]
@@ -83,16 +95,13 @@ class Workers:
                         server.ask(number, jobs[number], self.folder / f"job-{self._asked}.json")
                 for number, answer in self._heard(sign):
                     answers[number] = answer
-                    if answer.failure is not None:
+                    if until_failure and answer.failure is not None:
                         queues = [[] for _ in queues]
         finally:
             for server in self._servers:
                 if server.busy:  # after an error: what it does is of no use to anybody
                     server.kill()
-        failed = [answer.failure for _, answer in sorted(answers.items()) if answer.failure is not None]
-        if failed:
-            raise failed[0].error()
-        return [run for _, answer in sorted(answers.items()) if (run := answer.run) is not None]
+        return [answer for _, answer in sorted(answers.items())]
 
     def _heard(self, sign: Sign) -> Iterator[tuple[int, Answer]]:
         """Wait for the next lines of any server, and yield the answers among them. Raises `ProofError` on silence."""
@@ -120,8 +129,9 @@ class Workers:
 class _Server:
     """One interpreter, started when it is first asked and again after it was killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, modules: Sequence[str]) -> None:
         self._folder = folder
+        self._modules = ",".join(modules)
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
@@ -129,7 +139,7 @@ class _Server:
         # A session of its own: Ctrl-C in the terminal reaches whoever asked, who then kills the whole group.
         with (self._folder / f"server-{id(self)}.log").open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603  # this very interpreter
-                [sys.executable, "-c", _START, str(self._folder), *sys.path],
+                [sys.executable, "-c", _START, str(self._folder), self._modules, *sys.path],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0, start_new_session=True,
             )  # fmt: skip
         self.busy = self.ready = False
