@@ -30,8 +30,8 @@ from optstate.state.optimizer_state import OptimizerState
 from optstate.state.selection import Predicates
 from optstate.text import safe_text
 
-_OPEN: WeakSet[torch.optim.Optimizer] = WeakSet()
-"""Optimizers that an open edit is about, whichever state it was begun on."""
+OPEN: WeakSet[torch.optim.Optimizer] = WeakSet()
+"""Optimizers that an open edit or surgery is about, whichever state it was begun on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +110,12 @@ class Edit:
         if self._change is not None or self._is_open:
             raise EditError("an edit is entered once", todo="begin another one with state.edit()")
         self._refuse_stepping()
-        if any(optimizer in _OPEN for optimizer in optimizers):
+        if any(optimizer in OPEN for optimizer in optimizers):
             raise EditError(
                 "an edit of this optimizer is open already",
                 todo="call the verbs on what `with state.edit() as edit` gave: edit.select(...), edit['name']",
             )
-        _OPEN.update(optimizers)
+        OPEN.update(optimizers)
         self._is_open = True
         for optimizer in optimizers:
             self._outside.before_groups(optimizer)
@@ -133,7 +133,7 @@ class Edit:
                 self._outside.rollback()
             self._ended(self, kept=kept)
             self._is_open = False
-            _OPEN.difference_update(self._source.live_optimizers.values())
+            OPEN.difference_update(self._source.live_optimizers.values())
 
     @without_collection()
     def act(self, target: Target, verb: Verb) -> None:

@@ -12,6 +12,8 @@ from optstate.live.edit import Edit, Options
 from optstate.live.journals import journal_of
 from optstate.live.regroup import Changes
 from optstate.live.source import LiveSource
+from optstate.live.surgery import Surgery
+from optstate.live.surgery_undo import KeptSurgery
 from optstate.live.target import LiveParam, LiveSelection, Target, chosen
 from optstate.live.trial import Keep, Trial, evaluated, is_kept
 from optstate.live.undo import Kept
@@ -35,7 +37,7 @@ class LiveState(OptimizerState):
 
     def __init__(self, source: LiveSource) -> None:
         super().__init__(source)
-        self._last: Kept | None = None
+        self._last: Kept | KeptSurgery | None = None
         self._spare = Buffers()
 
     def __getitem__(self, name: str) -> LiveParam:
@@ -86,7 +88,7 @@ class LiveState(OptimizerState):
             edit.act(target, verb)
 
     def undo(self) -> None:
-        """Take back the last edit or regroup made on this state, bit by bit; the journal then says it was undone.
+        """Take back the last edit, regroup or surgery made on this state, bit by bit; the journal then says it was undone.
 
         Raises `EditError` where there is none, where no backup was kept, and where something else, such as a step,
         has changed the same slots since.
@@ -145,6 +147,42 @@ class LiveState(OptimizerState):
         """
         with self.edit(note) as edit:
             edit.regroup(changes, scheduler=scheduler)
+
+    def surgery(self, note: str = "", *, ema: Any = None, dry_run: bool = False, backup: bool = True) -> Surgery:
+        """Begin surgery on the parameters themselves: `with state.surgery("why") as cut:`, then verbs on `cut`.
+
+        Verbs act at once: on the model, the param groups, the slots, the gradient and the averages of a parameter together.
+        An exception that leaves the block takes all of it back, and everything is the very object again that it was.
+
+        note
+            Why, for the journal.
+        ema
+            Averages of the weights that are to follow: an `AveragedModel` or a copy of the model, a dict of tensors by name,
+            or an object with `shadow_params` in the order of the parameters; one, or several in a list.
+        dry_run
+            Take everything back in the end; `cut.change` tells what would have changed.
+        backup
+            Without, what was there before is let go of when the block is left, and `undo` cannot bring it back.
+
+        Raises `EditError` for what cannot be, in the middle of a step, and for a model that is wrapped for several
+        processes, which remembers its parameters.
+
+        >>> with state.surgery("drop two units") as cut:
+        ...     cut.keep_rows("0.*", range(6))
+        ...     cut.keep_rows("2.weight", range(6), dim=1)
+        >>> state["2.weight"].momentum.shape, state.journal[-1].verb
+        ((2, 6), 'keep_rows')
+        """
+        return Surgery(self.source, note, ema, self._cut, dry_run=dry_run, backup=backup)
+
+    def _cut(self, surgery: Surgery, *, kept: bool) -> None:
+        """Write a surgery that was kept into the journal, and keep what undoes it."""
+        if kept:
+            entries = [self.journal.append(entry) for entry in surgery.change.entries]
+            optimizers = list(self.source.live_optimizers.values())
+            touched = list(surgery.touched.values())
+            made = KeptSurgery(surgery.transaction, surgery.buffers, touched, entries, optimizers)
+            self._last = made if surgery.backup else None
 
     def _ended(self, edit: Edit, *, kept: bool) -> None:
         """Write an edit that was kept into the journal, and keep what undoes it in place of what undid the last one."""

@@ -82,7 +82,7 @@ def put_back(source: LiveSource) -> Iterator[None]:
     _keep(transaction, [*tensors, *(gradient for _, gradient in gradients)])
     for optimizer in source.live_optimizers.values():
         _keep_state(optimizer, transaction)
-    numbers = _random_numbers()
+    numbers = random_numbers()
     try:
         yield
     finally:
@@ -149,7 +149,7 @@ def _inside(value: Any) -> Iterator[torch.Tensor]:
             yield value
 
 
-def _random_numbers() -> Callable[[], None]:
+def random_numbers() -> Callable[[], None]:
     """The state of every generator of random numbers that a step may draw from; calling it puts them back."""
     plain, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
     of_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -33,7 +33,7 @@ class Kept:
         self._deeds = deeds
         self._writer = writer
         self._rewritten = [(*each, dict(each[0].state.get(each[1], {}))) for each in writer.rewritten]
-        self._groups = [_groups(optimizer) for optimizer in optimizers] if writer.regrouped else []
+        self._groups = [groups_now(optimizer) for optimizer in optimizers] if writer.regrouped else []
         self._optimizers = optimizers
 
     def take_back(self) -> None:
@@ -53,9 +53,9 @@ class Kept:
                     if tensor._version != version:
                         return f"{mark.batch.path(number)} was written to since, as by a step"
         for optimizer, parameter, name, entry in self._rewritten:
-            if not _same(entry, optimizer.state.get(parameter, {})):
+            if not same_items(entry, optimizer.state.get(parameter, {})):
                 return f"the slots of {safe_text(name)} are others now"
-        if self._groups and not all(map(_same_groups, self._groups, map(_groups, self._optimizers))):
+        if self._groups and not all(map(same_groups, self._groups, map(groups_now, self._optimizers))):
             return "param groups have changed since"
         return None
 
@@ -67,19 +67,22 @@ class Kept:
                     mark.versions[place] = tensor._version
 
 
-_Groups = list[tuple[Mapping[str, Any], list[torch.Tensor]]]
+Groups = list[tuple[Mapping[str, Any], list[torch.Tensor]]]
 
 
-def _groups(optimizer: torch.optim.Optimizer) -> _Groups:
+def groups_now(optimizer: torch.optim.Optimizer) -> Groups:
+    """The param groups as they are: what is in them, and their parameters."""
     return [(dict(group), list(group["params"])) for group in optimizer.param_groups]
 
 
-def _same_groups(one: _Groups, other: _Groups) -> bool:
+def same_groups(one: Groups, other: Groups) -> bool:
+    """Whether these are the same groups of the very same objects."""
     return len(one) == len(other) and all(
-        _same(ours, theirs) and [*map(id, our_tensors)] == [*map(id, their_tensors)]
+        same_items(ours, theirs) and [*map(id, our_tensors)] == [*map(id, their_tensors)]
         for (ours, our_tensors), (theirs, their_tensors) in zip(one, other, strict=True)
     )
 
 
-def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_items(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two mappings hold the very same objects under the same keys, in the same order."""
     return list(one) == list(other) and all(one[key] is other[key] for key in one)

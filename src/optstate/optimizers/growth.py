@@ -16,7 +16,7 @@ from optstate.optimizers.spec import OptimizerSpec
 from optstate.text import listing, safe_text
 
 _NOTHING: Mapping[str, Any] = {}
-_AVERAGED = {"row": -1, "squeezed row": -1, "column": -2, "squeezed column": -2}
+AVERAGED = {"row": -1, "squeezed row": -1, "column": -2, "squeezed column": -2}
 """The dimension of the parameter over which a factor of a second moment is a mean."""
 
 _OF_DISTANCE = ("exp_avg_var", "max_exp_avg_var")
@@ -55,7 +55,7 @@ def resizable(spec: OptimizerSpec | None, keys: Collection[str], saved: Shape, l
 
 def _other_dimensions(spec: OptimizerSpec, keys: Iterable[str], *_: object) -> Iterator[str]:
     for key in keys:
-        if spec.slots[key].shape in _AVERAGED or spec.slots[key].when in ("matrix", "vector", "sometimes"):
+        if spec.slots[key].shape in AVERAGED or spec.slots[key].when in ("matrix", "vector", "sometimes"):
             yield f"{safe_text(key)} depends on which dimensions the parameter has"
 
 
@@ -65,7 +65,7 @@ def _other_slots(spec: OptimizerSpec, keys: Collection[str], dimensions: int, ho
     Of matrices, larger ones stay factored and smaller ones stay whole; of more dimensions, even which of them are
     factored may depend on the shape.
     """
-    factors = {key for key, slot in spec.slots.items() if slot.shape in _AVERAGED}
+    factors = {key for key, slot in spec.slots.items() if slot.shape in AVERAGED}
     own = {key for key, slot in spec.slots.items() if slot.shape == "list" and slot.when == "sometimes"}
     for key in keys:
         slot = spec.slots[key]
@@ -79,7 +79,7 @@ def _other_slots(spec: OptimizerSpec, keys: Collection[str], dimensions: int, ho
 def _partner(spec: OptimizerSpec, key: str) -> str | None:
     """The other factor of the same second moment: rows and columns are described in one order."""
     rows, columns = (
-        [each for each, slot in spec.slots.items() if _AVERAGED.get(slot.shape) == axis] for axis in (-1, -2)
+        [each for each, slot in spec.slots.items() if AVERAGED.get(slot.shape) == axis] for axis in (-1, -2)
     )
     pairs = dict(zip(rows, columns, strict=False))
     return pairs.get(key) or {column: row for row, column in pairs.items()}.get(key)
@@ -88,17 +88,17 @@ def _partner(spec: OptimizerSpec, key: str) -> str | None:
 # --- where an element of a parameter is in a slot ---------------------------------------------------------------
 
 
-def _layout(spec: OptimizerSpec, key: str, dimensions: int) -> list[int | None]:
+def layout(spec: OptimizerSpec, key: str, dimensions: int) -> list[int | None]:
     """For each dimension of the parameter, the slot's dimension that is the same; None for the one that it averages."""
     shape = spec.slots[key].shape
-    averaged = dimensions + _AVERAGED[shape] if shape in _AVERAGED else dimensions
+    averaged = dimensions + AVERAGED[shape] if shape in AVERAGED else dimensions
     squeezed = shape.startswith("squeezed")
     return [None if axis == averaged else axis - (squeezed and axis > averaged) for axis in range(dimensions)]
 
 
 def _check(spec: OptimizerSpec, key: str, value: Array, shape: Shape) -> None:
     """That a slot is shaped as its row says, so that none of another layout is taken for it."""
-    places = _layout(spec, key, len(shape))
+    places = layout(spec, key, len(shape))
     kept = [size for size, place in zip(shape, places, strict=True) if place is not None]
     due = kept if spec.slots[key].shape.startswith("squeezed") else [
         size if place is not None else 1 for size, place in zip(shape, places, strict=True)
@@ -180,7 +180,7 @@ class _Growth:
     defaults: Mapping[str, Any]
 
     def of(self, key: str, value: Array) -> Array:
-        if self.spec.slots[key].shape in _AVERAGED or is_counted(self.spec, key, self.hyperparameters):
+        if self.spec.slots[key].shape in AVERAGED or is_counted(self.spec, key, self.hyperparameters):
             return self._referred(key, value)
         start = fresh(self.spec, key, self.hyperparameters, self.defaults)
         if not isinstance(start, Copy):
@@ -194,7 +194,7 @@ class _Growth:
     def _referred(self, key: str, value: Array) -> Array:
         """One dimension after the other gets the mean along it."""
         seen = self._seen(key, value)
-        for place, size in zip(_layout(self.spec, key, len(self.live)), self.live, strict=True):
+        for place, size in zip(layout(self.spec, key, len(self.live)), self.live, strict=True):
             if place is not None and size > value.shape[place]:
                 line = _line(seen, place)
                 shape = [*value.shape[:place], size - value.shape[place], *value.shape[place + 1 :]]
@@ -230,11 +230,11 @@ def _cut(spec: OptimizerSpec, slots: Mapping[str, Array], live: Shape) -> dict[s
 def _shortened(
     spec: OptimizerSpec, slots: Mapping[str, Array], key: str, axis: int, size: int, dimensions: int
 ) -> Array:
-    value, place = slots[key], _layout(spec, key, dimensions)[axis]
+    value, place = slots[key], layout(spec, key, dimensions)[axis]
     if place is not None:
         return value[(slice(None),) * place + (slice(size),)]
     other = _partner(spec, key) or ""
-    along = _layout(spec, other, dimensions)[axis]
+    along = layout(spec, other, dimensions)[axis]
     kept = slots[other][(slice(None),) * (along or 0) + (slice(size),)]
     old, new = (each.mean(along, keepdims=True) for each in (slots[other], kept))
     return value * where(old > 0, new / where(old > 0, old, 1.0), 1.0)

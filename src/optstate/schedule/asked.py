@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 from optstate.errors import ScheduleError
+from optstate.live.members import Members
 from optstate.live.source import LiveSource
 from optstate.optimizers.ranges import range_of
 from optstate.optimizers.registry import by_class
@@ -115,9 +115,10 @@ def _drive(ask: Ask, optimizer: torch.optim.Optimizer, source: LiveSource | None
 
 
 def _by_name(pattern: str, source: LiveSource) -> Callable[[], set[int]]:
-    """The parameters that have such a name, whenever it is asked."""
+    """The parameters that have such a name, whenever it is asked, or had it at first and are in their optimizer still."""
     matches = matcher(pattern)
-    return lambda: {id(source.bound(name).tensor) for name in source.names() if matches(name)}
+    members = Members(source.bound(name).tensor for name in source.names() if matches(name))
+    return lambda: members.ids() | {id(source.bound(name).tensor) for name in source.names() if matches(name)}
 
 
 def _by_group(ask: Ask, optimizer: torch.optim.Optimizer) -> Callable[[], set[int]]:
@@ -129,5 +130,4 @@ def _by_group(ask: Ask, optimizer: torch.optim.Optimizer) -> Callable[[], set[in
             found=count(len(groups), "group"),
             todo="give one curve for each group, or {group: curve}",
         )
-    members = WeakIdKeyDictionary(dict.fromkeys(groups[ask.group]["params"]))
-    return lambda: {id(parameter) for parameter in members}
+    return Members(groups[ask.group]["params"]).ids

@@ -12,6 +12,7 @@ import torch
 
 from optstate.errors import ScheduleError
 from optstate.live.coupling import Work, scale
+from optstate.live.members import Members
 from optstate.live.source import LiveSource
 from optstate.live.state import LiveState
 from optstate.optimizers.conventions import primary
@@ -164,6 +165,7 @@ class Part:
         self.key = _key_of(slot, self.spec)
         self._curve = curve
         self._matches = matcher(pattern)
+        self._members = Members(source.bound(each).tensor for each in source.names() if self._matches(each))
         self._log = Log(name, self.optimizer, {slot: repr(curve)}, safe_text(pattern))
 
     def __repr__(self) -> str:
@@ -175,8 +177,10 @@ class Part:
         return {(id(parameter), f"slot {self.key}") for parameter in self._parameters()}
 
     def _parameters(self) -> list[torch.Tensor]:
-        bound = (self._source.bound(name) for name in self._source.names() if self._matches(name))
-        return [each.tensor for each in bound if each.optimizer == self._name]
+        """Those that have such a name, or had it at first: surgery may have renamed them, or put others in their place."""
+        members, every = self._members.ids(), map(self._source.bound, self._source.names())
+        meant = (each for each in every if self._matches(each.name) or id(each.tensor) in members)
+        return [each.tensor for each in meant if each.optimizer == self._name]
 
     def step(self, *, inside: bool = False) -> None:
         """Follow one step; `inside` says that this is called from within it, by a hook."""
