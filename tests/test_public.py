@@ -92,7 +92,7 @@ def build():
 
 @pytest.fixture
 def namespace(tmp_path, monkeypatch):
-    """What docstrings take for granted: a stepped AdamW over a small model, its state, a checkpoint of both."""
+    """What docstrings take for granted: a stepped AdamW over a small model, its state, a checkpoint of both, a closure."""
     import torch
 
     monkeypatch.chdir(tmp_path)
@@ -106,10 +106,14 @@ def namespace(tmp_path, monkeypatch):
     checkpoint = "runs/step-3"
     optstate.save(checkpoint, model=model, optimizer=optimizer, step=3)
     state = optstate.attach(optimizer, model)
+
+    def closure():
+        model(torch.randn(5, 4)).square().sum().backward()
+
     Path("train.py").write_text(TRAIN)
     return {
         "optstate": optstate, "torch": torch, "model": model, "optimizer": optimizer, "checkpoint": checkpoint,
-        "state": state,
+        "state": state, "closure": closure,
     }  # fmt: skip
 
 

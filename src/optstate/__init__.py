@@ -2,9 +2,9 @@
 
 A live optimizer and a checkpoint file are the same thing here: named parameters, each with typed slots.
 
-see      attach, open, named_state_dict → OptimizerState, ParamState, Slot, Group, OptimizerInfo, Absence,
-         Selection, Checkpoint
+see      attach, open, named_state_dict → OptimizerState, ParamState, Slot, Group, Selection, Checkpoint
 change   LiveState (what attach gives: edit, undo, trial, regroup), edit (of a file), schedule → Change, Journal
+mend     alignment (does old momentum fit new data?), rebuild (what was lost)
 know     register, probe → SlotSpec, OptimizerSpec
 trust    diagnose → Diagnosis, Finding; prove → Training, Proof; assert_state_equal
 keep     save, verify, plan, restore, convert → Policy, RestorePlan; Checkpointer
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
     from optstate.proof.proof import Proof as Proof
     from optstate.proof.prove import prove as prove
     from optstate.proof.training import Training as Training
+    from optstate.resume.alignment import alignment as alignment
     from optstate.resume.checkpointer import Checkpointer as Checkpointer
     from optstate.resume.comparing import diff as diff
     from optstate.resume.plan import RestorePlan as RestorePlan
     from optstate.resume.plan import plan as plan
     from optstate.resume.plan import restore as restore
     from optstate.resume.policy import Policy as Policy
-    from optstate.state.absence import Absence as Absence
+    from optstate.resume.rebuild import rebuild as rebuild
     from optstate.state.change import Change as Change
     from optstate.state.groups import Group as Group
-    from optstate.state.groups import OptimizerInfo as OptimizerInfo
     from optstate.state.journal import Journal as Journal
     from optstate.state.optimizer_state import OptimizerState as OptimizerState
     from optstate.state.parameter import ParamState as ParamState
@@ -64,7 +64,6 @@ if TYPE_CHECKING:
 
 # Public name → where it lives. `module:name` where the two names differ, `module:` for a module itself.
 _MAP = {
-    "Absence": "state.absence",
     "Change": "state.change",
     "Checkpoint": "formats.checkpoint",
     "Checkpointer": "resume.checkpointer",
@@ -74,7 +73,6 @@ _MAP = {
     "Group": "state.groups",
     "Journal": "state.journal",
     "LiveState": "live.state",
-    "OptimizerInfo": "state.groups",
     "OptimizerSpec": "optimizers.spec",
     "OptimizerState": "state.optimizer_state",
     "OptstateError": "errors",
@@ -86,6 +84,7 @@ _MAP = {
     "Slot": "state.slot",
     "SlotSpec": "optimizers.spec",
     "Training": "proof.training",
+    "alignment": "resume.alignment",
     "assert_state_equal": "proof.equality",
     "attach": "live.view",
     "diagnose": "live.diagnose",
@@ -98,6 +97,7 @@ _MAP = {
     "plan": "resume.plan",
     "probe": "live.probe",
     "prove": "proof.prove",
+    "rebuild": "resume.rebuild",
     "register": "optimizers.registry",
     "restore": "resume.plan",
     "save": "store.save",
@@ -114,8 +114,6 @@ __all__ = [
     "ParamState",
     "Slot",
     "Group",
-    "OptimizerInfo",
-    "Absence",
     "Selection",
     "Checkpoint",
     "LiveState",
@@ -123,6 +121,8 @@ __all__ = [
     "schedule",
     "Change",
     "Journal",
+    "alignment",
+    "rebuild",
     "register",
     "probe",
     "SlotSpec",
