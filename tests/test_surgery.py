@@ -104,6 +104,38 @@ def test_a_vocabulary_grows_under_every_name():
     assert not optstate.diagnose(optimizer, model=model).findings
 
 
+def test_statistics_of_channels_go_along():
+    """What a normalisation knows of each channel follows its weight, in the average too, and comes back with undo."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    ema = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 3)).square().sum().backward()
+        optimizer.step()
+        ema.update_parameters(model)
+    state = optstate.attach(optimizer, model)
+    before = {name: value.clone() for name, value in (*model.named_buffers(), *ema.named_buffers())}
+    with state.surgery(ema=ema) as cut:
+        cut.keep_rows("[01].*", [3, 1])
+        cut.keep_rows("2.weight", [3, 1], dim=1)
+        cut.grow("0.weight", rows=torch.randn(1, 3))
+        for name in ("0.bias", "1.weight", "1.bias"):
+            cut.grow(name, rows=torch.ones(1))
+        cut.grow("2.weight", rows=torch.zeros(2, 1), dim=1)
+    assert model[1].num_features == 3
+    for name, fresh in (("running_mean", 0.0), ("running_var", 1.0)):
+        for where, live in ((f"1.{name}", model[1]), (f"module.1.{name}", ema.module[1])):
+            old = before[where]
+            assert torch.equal(getattr(live, name), torch.stack([old[3], old[1], torch.tensor(fresh)]))
+    optimizer.zero_grad()
+    model(torch.randn(8, 3)).square().sum().backward()
+    state.undo()
+    after = dict((*model.named_buffers(), *ema.named_buffers()))
+    assert all(torch.equal(after[name], value) for name, value in before.items() if "num_batches" not in name)
+
+
 def test_attributes_hooks_and_gradients_go_along():
     """A new object has the old one's Python attributes, its hooks, which their handles still remove, and its gradient's rows."""
     model, _, state = begun()

@@ -25,8 +25,8 @@ from optstate.text import safe_text
 class Surgery(ParameterVerbs):
     """What `with state.surgery(...) as cut:` gives: verbs that change parameters themselves; afterwards `change`.
 
-    A verb acts at once, on everything that knows the parameter: the model under every name, param groups, the slots, the
-    gradient, averages, schedules. Slots of rows that stay keep their bits. A parameter of another shape is another object,
+    A verb acts at once, on everything that knows the parameter: the model under every name, what a normalisation knows of its
+    channels, param groups, the slots, the gradient, averages, schedules. Slots of rows that stay keep their bits. A parameter of another shape is another object,
     for torch remembers the shape of a parameter; its attributes and hooks go along.
 
     >>> with state.surgery("half of the hidden units, and one output more") as cut:

@@ -14,17 +14,21 @@ from optstate.live.surgery_model import keep, place, put, put_at, rename
 from optstate.live.transaction import Transaction
 from optstate.live.unwrap import find, unwrap_module
 from optstate.optimizers.registry import qualified_name
+from optstate.optimizers.row_map import RowMap
 from optstate.text import listing, safe_text
 
 
 class Weight(NamedTuple):
-    """A parameter that averages have to follow: its name, the tensor that it was and is, its average to be, another name."""
+    """A parameter that averages have to follow: its name, the tensor that it was and is, its average to be, another name,
+    and where its rows come from.
+    """
 
     name: str
     old: torch.Tensor | None = None
     new: torch.Tensor | None = None
     average: torch.Tensor | None = None
     to: str = ""
+    rows: RowMap | None = None
 
 
 class Averages(Protocol):
@@ -112,7 +116,7 @@ class _Copy:
     def swap(self, transaction: Transaction, weight: Weight) -> None:
         ours = self.of(weight)
         if ours is not None and weight.average is not None:
-            put(transaction, self._copy, ours, _as(weight.average, ours))
+            put(transaction, self._copy, ours, _as(weight.average, ours), weight.rows)
 
     def add(self, transaction: Transaction, weight: Weight) -> None:
         put_at(transaction, *place(self._copy, weight.name), nn.Parameter(_copied(weight), requires_grad=False))

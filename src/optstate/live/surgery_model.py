@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from optstate.errors import EditError
 from optstate.live.transaction import Transaction
 from optstate.live.unwrap import unwrap_module, walk
+from optstate.optimizers.row_map import RowMap, gathered
 from optstate.text import safe_text
 
 # Class → parameter → for each of its dimensions the attribute that says its size.
@@ -25,7 +27,12 @@ _SIZES: Mapping[type[nn.Module], Mapping[str, tuple[str, ...]]] = {
     nn.PReLU: {"weight": ("num_parameters",)},
     nn.LayerNorm: {"weight": ("normalized_shape",)},
     nn.RMSNorm: {"weight": ("normalized_shape",)},
+    nn.GroupNorm: {"weight": ("num_channels",)},
+    _NormBase: {"weight": ("num_features",)},
 }
+
+_STATISTICS = {"running_mean": 0.0, "running_var": 1.0}
+"""What normalisations keep for each channel beside their weight, and what they begin with."""
 
 
 def holders(model: nn.Module, tensor: torch.Tensor) -> list[tuple[nn.Module, str]]:
@@ -39,10 +46,22 @@ def holders(model: nn.Module, tensor: torch.Tensor) -> list[tuple[nn.Module, str
     return list(found.values())
 
 
-def put(transaction: Transaction, model: nn.Module, old: torch.Tensor, new: torch.Tensor | None) -> None:
-    """Put a parameter, or None, wherever the model has another."""
+def put(
+    transaction: Transaction, model: nn.Module, old: torch.Tensor, new: torch.Tensor | None, rows: RowMap | None = None
+) -> None:
+    """Put a parameter, or None, wherever the model has another; statistics of its channels follow the map of its rows."""
     for module, name in holders(model, old):
         put_at(transaction, module, name, new)
+        if rows is not None and isinstance(module, _NormBase) and name == "weight":
+            _map_statistics(transaction, module, rows)
+
+
+def _map_statistics(transaction: Transaction, module: nn.Module, rows: RowMap) -> None:
+    kept = {name: value for name in _STATISTICS if (value := module._buffers.get(name)) is not None}
+    transaction.on_rollback(lambda: module._buffers.update(kept))
+    for name, value in kept.items():
+        start = value.new_full((len(rows.new),), _STATISTICS[name]) if len(rows.new) else None
+        module._buffers[name] = gathered(value, rows, start)
 
 
 def put_at(transaction: Transaction, module: nn.Module, name: str, new: torch.Tensor | None) -> None:

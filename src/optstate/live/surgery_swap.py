@@ -31,7 +31,7 @@ class Swap:
 
     `entry` is its state, None where the old one has none; `averages` are its averages, side by side with the surgery's;
     `effect` is the largest next update of new rows and a fresh start's, where that is known; `gradient` makes its gradient
-    of the old one's.
+    of the old one's; `rows` says where its rows come from.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Swap:
     averages: list[torch.Tensor | None] = field(default_factory=list)
     effect: tuple[float, float] | None = None
     gradient: Callable[[torch.Tensor], torch.Tensor | None] = torch.Tensor.detach
+    rows: RowMap | None = None
 
     @property
     def slots(self) -> int:
@@ -102,6 +103,7 @@ def by_rows(
         averages=found,
         effect=start.effect,
         gradient=lambda gradient: _gradient(gradient, inner),
+        rows=rows,
     )
 
 
@@ -291,14 +293,14 @@ def refuse_kind(bound: Bound, optimizer: torch.optim.Optimizer) -> None:
 def install(transaction: Transaction, source: LiveSource, swap: Swap, averages: list[Averages]) -> None:
     """Put the new parameter wherever the old one is; all of it can be rolled back."""
     _carry(transaction, swap)
-    put(transaction, source.model, swap.old, swap.new)
+    put(transaction, source.model, swap.old, swap.new, swap.rows)
     for group in swap.optimizer.param_groups:
         params = group["params"]
         params[:] = [swap.new if each is swap.old else each for each in params]
     rekey(transaction, swap.optimizer, swap.old, swap.new, swap.entry)
     for each, average in zip(averages, swap.averages, strict=False):
         if average is not None:
-            each.swap(transaction, Weight(swap.name, swap.old, swap.new, average))
+            each.swap(transaction, Weight(swap.name, swap.old, swap.new, average, rows=swap.rows))
     follow(swap.old, swap.new)
 
 
