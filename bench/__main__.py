@@ -46,13 +46,15 @@ def main() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     arguments.dir.mkdir(parents=True, exist_ok=True)
     found: list[Row] = []
-    for name in arguments.only or SUBJECTS:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        found += _measured(name, arguments.dir, arguments.quick)
-    print(table(found))
-    document = {"schema": "optstate.bench/1", "machine": machine(), "rows": [row.document() for row in found]}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    try:
+        for name in arguments.only or SUBJECTS:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            found += _measured(name, arguments.dir, arguments.quick)
+    finally:  # what was measured before somebody lost patience counts
+        print(table(found))
+        document = {"schema": "optstate.bench/1", "machine": machine(), "rows": [row.document() for row in found]}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _measured(name: str, beside: Path, quick: bool) -> list[Row]:

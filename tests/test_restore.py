@@ -88,6 +88,45 @@ def test_what_stands_beside_the_parameters_comes_back(saved, tmp_path):
         assert fresh.state == {"left over": 1}
 
 
+class Ahead(torch.optim.Optimizer):
+    """Wraps another optimizer, whose state is none of its own, and counts in an attribute; all of it is in its state dict."""
+
+    def __init__(self, params):
+        self.inner = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+        super().__init__(self.inner.param_groups, {})
+        self.param_groups, self.count = self.inner.param_groups, 0
+
+    def step(self, closure=None):
+        self.inner.step(closure)
+        self.count += 1
+        if self.count % 2 == 0:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.mul_(0.9)
+
+    def state_dict(self):
+        return {"inner": self.inner.state_dict(), "count": self.count}
+
+    def load_state_dict(self, state_dict):
+        self.inner.load_state_dict(state_dict["inner"])
+        self.param_groups, self.count = self.inner.param_groups, state_dict["count"]
+
+
+def test_an_optimizer_with_a_state_dict_of_its_own_goes_on(tmp_path):
+    """What a wrapper keeps in attributes and in what it wraps comes back by its own state dict, where the order is the same."""
+    model, other = mlp(), mlp(seed=9)
+    optimizer, fresh = Ahead(model.parameters()), Ahead(other.parameters())
+    train(model, optimizer)
+    path = optstate.save(tmp_path / "ck", model=model, optimizer=optimizer)
+    assert optstate.restore(path, model=other, optimizer=fresh).exact
+    train(model, optimizer, start=3)
+    train(other, fresh, start=3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    reordered = Ahead(list(other.parameters())[::-1])
+    with pytest.raises(RestoreRefused, match="parameters stand in another order"):
+        optstate.restore(path, model=other, optimizer=reordered)
+
+
 def test_a_restore_puts_back_every_bit_by_name(saved):
     """Into a program whose optimizer has another order, each parameter gets its own state."""
     model, optimizer, path = saved

@@ -1,42 +1,74 @@
-"""What optimizers keep in their state under other keys than parameters: counts and averages for all of them at once."""
+"""What optimizers keep besides the state of their parameters: counts for all of them at once, and what wrappers add."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from optstate.errors import RestoreError
+from optstate.live.source import LiveSource
 from optstate.optimizers.registry import qualified_name
+from optstate.text import safe_text
 
 
 class Beside:
-    """The entries of `optimizer.state` that belong to no parameter, as one object to save and restore.
+    """What a program's optimizers keep that belongs to no parameter, as one object to save and restore.
 
-    torch gives them back by `load_state_dict`, so optimizers rely on them: MADGRAD of pytorch_optimizer counts its steps
-    under `"k"`.
+    torch gives the entries of `optimizer.state` back under whatever key they have, so optimizers rely on them: MADGRAD of
+    pytorch_optimizer counts its steps under `"k"`. A class with a `state_dict` of its own, such as one that wraps another
+    optimizer, may keep anything anywhere: all that it says is taken, and given back by its `load_state_dict`, which knows
+    parameters by their position alone. Its tensors are mostly those of the slots, and are stored once.
     """
 
-    def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-        self._optimizers = optimizers
+    def __init__(self, source: LiveSource) -> None:
+        self._optimizers = source.live_optimizers
+        self._source = source
 
     def state_dict(self) -> dict[str, Any]:
-        """For each optimizer that has any, by its name: its class, and the entries."""
-        found = {name: _entries(optimizer) for name, optimizer in self._optimizers.items()}
+        """For each optimizer that keeps anything of the kind, by its name: its class, and `state` or `own` with `names`."""
+        found = {name: self._kept(name, optimizer) for name, optimizer in self._optimizers.items()}
         return {
-            name: {"class": qualified_name(type(self._optimizers[name])), "state": entries}
-            for name, entries in found.items()
-            if entries
+            name: {"class": qualified_name(type(self._optimizers[name])), **kept}
+            for name, kept in found.items()
+            if kept
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give each optimizer exactly its entries; one that is of another class by now keeps its own."""
+    def load_state_dict(self, state: Any) -> None:
+        """Give each optimizer exactly that; one that is of another class by now keeps its own.
+
+        Raises `RestoreError` for `own` where parameters have other positions by now.
+        """
         for name, optimizer in self._optimizers.items():
-            saved = state.get(name, {"class": qualified_name(type(optimizer)), "state": {}})
-            if saved["class"] == qualified_name(type(optimizer)):
-                for key in _entries(optimizer):
-                    del optimizer.state[key]
-                optimizer.state.update(saved["state"])
+            saved = state.get(name, {"class": qualified_name(type(optimizer))})
+            if saved["class"] != qualified_name(type(optimizer)):
+                continue
+            why = self.misplaced(name, saved)
+            if why is not None:
+                raise RestoreError(why)
+            if "own" in saved:
+                optimizer.load_state_dict(saved["own"])
+                continue
+            for key in _entries(optimizer):
+                del optimizer.state[key]
+            optimizer.state.update(saved.get("state", {}))
+
+    def misplaced(self, name: str, saved: Any) -> str | None:
+        """Why what was saved of an optimizer cannot be given to it: what it counts by position, others are at; else None."""
+        if "own" not in saved or saved["names"] == self._names(name):
+            return None
+        kind = safe_text(saved["class"])
+        return f"{kind} has a state_dict of its own, by position, and its parameters stand in another order than when it was saved"
+
+    def _kept(self, name: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        if type(optimizer).state_dict is not torch.optim.Optimizer.state_dict:
+            return {"own": optimizer.state_dict(), "names": self._names(name)}
+        entries = _entries(optimizer)
+        return {"state": entries} if entries else {}
+
+    def _names(self, name: str) -> list[list[str]]:
+        binding, groups = self._source.bind(), self._optimizers[name].param_groups
+        return [list(binding.group(name, index)) for index in range(len(groups))]
 
 
 def _entries(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:

@@ -134,10 +134,11 @@ TIMM = (
     OptimizerSpec(
         name="timm.optim.adopt.Adopt",
         hyperparameters=(*ADAM_GROUP, "clip_exp", "decoupled"),
+        # A parameter without any state is one that takes its first step: of a reset nothing may be left.
         slots=together(
-            step=COUNT,
-            exp_avg=replace(_PLAIN, of="preconditioned", gradient_degree=0, dtype="gradient"),
-            exp_avg_sq=replace(_SQUARE, dtype="gradient", age=None),
+            step=replace(COUNT, reset="delete"),
+            exp_avg=replace(_PLAIN, of="preconditioned", gradient_degree=0, dtype="gradient", reset="delete"),
+            exp_avg_sq=replace(_SQUARE, dtype="gradient", age=None, reset="delete"),
         ),
     ),
     OptimizerSpec(
@@ -266,7 +267,9 @@ TIMM = (
         ),
         # Matrices have a momentum buffer, and with `algo` adamuon a step and a square; the others are AdamW's.
         slots={
-            "use_muon": replace(_VALUE, gradient_degree=None, lr_degree=None),
+            "use_muon": replace(
+                _VALUE, gradient_degree=None, lr_degree=None, reset="delete"
+            ),  # decided where it is missing
             "momentum_buffer": replace(PLAIN_MEAN, coefficient="momentum", when="sometimes"),
             **together(
                 step=replace(COUNT, when="sometimes"),

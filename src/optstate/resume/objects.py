@@ -68,9 +68,9 @@ def _check_patterns(policy: Policy, names: Iterable[str]) -> None:
 def _decide(found: Decided, saved: Saved, name: str, item: Any, policy: Policy) -> ObjectDecision | None:
     if name == MODEL and policy.weights != "restore":
         return None  # what modules keep besides goes with their weights
-    if name == OPTIMIZER and (policy.slots != "restore" or saved.object_classes.get(name) != qualified_name(Beside)):
-        return None  # what optimizers keep besides goes with their slots
-    if name not in (MODEL, OPTIMIZER) and not restored(policy, name):
+    if name == OPTIMIZER:
+        return _decide_beside(found, saved, item, policy)
+    if name != MODEL and not restored(policy, name):
         return None
     if name not in saved.objects:
         found.faults.append(
@@ -84,6 +84,17 @@ def _decide(found: Decided, saved: Saved, name: str, item: Any, policy: Policy) 
         return None
     transform = partial(_completed, item) if name == MODEL and policy.missing == "fresh" else None
     return ObjectDecision(name, mine, saved.objects[name], _reversible(item), transform)
+
+
+def _decide_beside(found: Decided, saved: Saved, item: Beside, policy: Policy) -> ObjectDecision | None:
+    """What optimizers keep besides goes with their slots."""
+    mine = qualified_name(Beside)
+    if policy.slots != "restore" or saved.object_classes.get(OPTIMIZER) != mine:
+        return None
+    state: Mapping[str, Any] = saved.objects[OPTIMIZER]  # type: ignore[assignment]
+    wrong = [why for name, each in state.items() if (why := item.misplaced(name, each)) is not None]
+    found.faults += wrong
+    return None if wrong else ObjectDecision(OPTIMIZER, mine, state, _reversible(item))
 
 
 def _completed(item: Any, state: Any) -> Any:

@@ -336,8 +336,6 @@ def live_side(model: Any, optimizer: Any, objects: Mapping[str, Any], rng: bool)
         raise BindError("nothing to restore into", expected="model=..., optimizer=..., or objects by name")
     extra = None if model is None else ExtraState(checked_model(model))
     every = {**({MODEL: extra} if extra else {}), **objects, **({RNG: RandomState()} if rng else {})}
-    if model is not None and optimizer is not None:
-        every[OPTIMIZER] = Beside(optimizers_by_name(optimizer))
     for name, item in every.items():
         if not callable(getattr(item, "load_state_dict", None)) or not callable(getattr(item, "state_dict", None)):
             raise BindError(
@@ -347,4 +345,4 @@ def live_side(model: Any, optimizer: Any, objects: Mapping[str, Any], rng: bool)
             )
     module = None if model is None else checked_model(model)
     state = None if optimizer is None or module is None else LiveSource(optimizers_by_name(optimizer), module)
-    return Live(module, state, every)
+    return Live(module, state, every if state is None else {**every, OPTIMIZER: Beside(state)})

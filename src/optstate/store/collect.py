@@ -89,7 +89,7 @@ class Collected:
             weights=weights,
             objects={
                 **({} if module is None else encode_extra_state(module, table)),
-                **({} if source is None else encode_beside(source.live_optimizers, table)),
+                **({} if source is None else encode_beside(source, table)),
                 **encode_objects({**objects, **({RNG: RandomState()} if rng else {})}, table),
             },
             left_out={}

@@ -13,6 +13,7 @@ from optstate.errors import RestoreError, Unsaveable
 from optstate.formats.ours.manifest import ObjectEntry
 from optstate.formats.ours.tree import encode
 from optstate.live.beside import Beside
+from optstate.live.source import LiveSource
 from optstate.live.weights import modules_with_extra_state
 from optstate.optimizers.registry import qualified_name
 from optstate.store.tensors import TensorTable
@@ -89,9 +90,9 @@ def _encode_object(name: str, item: Any, table: TensorTable) -> ObjectEntry:
     return ObjectEntry(qualified_name(type(item)), encode(item.state_dict(), (name,), table.leaf("objects")))
 
 
-def encode_beside(optimizers: Mapping[str, torch.optim.Optimizer], table: TensorTable) -> dict[str, ObjectEntry]:
+def encode_beside(source: LiveSource, table: TensorTable) -> dict[str, ObjectEntry]:
     """What optimizers keep beside the state of parameters, as one object; nothing when there is none."""
-    beside = Beside(optimizers)
+    beside = Beside(source)
     return {OPTIMIZER: _encode_object(OPTIMIZER, beside, table)} if beside.state_dict() else {}
 
 
