@@ -91,7 +91,7 @@ def _decide_beside(found: Decided, saved: Saved, item: Beside, policy: Policy) -
     mine = qualified_name(Beside)
     if policy.slots != "restore" or saved.object_classes.get(OPTIMIZER) != mine:
         return None
-    state: Mapping[str, Any] = saved.objects[OPTIMIZER]  # type: ignore[assignment]
+    state: Any = saved.objects[OPTIMIZER]
     wrong = [why for name, each in state.items() if (why := item.misplaced(name, each)) is not None]
     found.faults += wrong
     return None if wrong else ObjectDecision(OPTIMIZER, mine, state, _reversible(item))
