@@ -122,9 +122,17 @@ def test_an_optimizer_with_a_state_dict_of_its_own_goes_on(tmp_path):
     train(model, optimizer, start=3)
     train(other, fresh, start=3)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    policy = optstate.Policy(hyperparameters={"lr": "live", "*": "saved"})
+    slower = Ahead(other.parameters())
+    slower.param_groups[0]["lr"] = 0.01
+    optstate.restore(path, model=other, optimizer=slower, policy=policy)
+    assert (slower.param_groups[0]["lr"], slower.count) == (0.01, 3)
+    with pytest.raises(RestoreRefused, match="scale has no effect"):
+        optstate.restore(path, model=other, optimizer=slower, policy=optstate.Policy(scale=0.5))
     reordered = Ahead(list(other.parameters())[::-1])
-    with pytest.raises(RestoreRefused, match="parameters stand in another order"):
-        optstate.restore(path, model=other, optimizer=reordered)
+    plan = optstate.restore(path, model=other, optimizer=reordered)
+    assert (plan.exact, reordered.count) == (False, 0)
+    assert "parameters stand in another order" in plan.left_out[0]
 
 
 def test_a_restore_puts_back_every_bit_by_name(saved):

@@ -14,15 +14,12 @@ KNOWN: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("pytorch_optimizer", "SCION*"): (_RESTORE, "a hyperparameter is an enumeration of its own; saving refuses it by name"),
     ("pytorch_optimizer", "ScalableShampoo"): (_RESTORE, "its preconditioners are objects; saving refuses them by name"),
     ("pytorch_optimizer", "MADGRAD"): (("reset",), "keeps its count beside the parameters, which a reset does not see"),
-    ("pytorch_optimizer", "TRAC"): (_RESTORE, "keeps its state by tensor within one key; saving refuses it by name"),
-    ("pytorch_optimizer", "StableSPAM"): (("trajectory",), "counts in an attribute, which no state dict has"),
     **{
         ("pytorch_optimizer", name): (("trajectory",), "goes on in another way, though all of its state comes back")
-        for name in ("FriendlySAM", "LookSAM", "Lookahead", "Magma", "SAM", "ScheduleFreeWrapper")
+        for name in ("FriendlySAM", "SAM")
     },
     ("timm", "Lamb"): (("registry",), "clips gradients by their norm, so doubled ones, by which a probe measures, are the same to it"),
     ("timm", "Kron"): (("reset",), "what its preconditioners begin with is not zero; a reset refuses them by name"),
-    ("timm", "Lookahead"): (("trajectory",), "counts in an attribute of its own groups"),
     ("timm", "Adahessian"): (("trajectory", "reset"), "draws from a generator of its own, which no state dict has"),
     ("training", "StatefulDataLoader in the middle of an epoch, with a generator of its own"): (
         ("reset",), "the order of the next epoch is in that generator, which the loader's state does not have",

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from optstate.errors import RestoreError
 from optstate.live.source import LiveSource
 from optstate.optimizers.registry import qualified_name
 from optstate.text import safe_text
@@ -35,19 +34,17 @@ class Beside:
         }
 
     def load_state_dict(self, state: Any) -> None:
-        """Give each optimizer exactly that; one that is of another class by now keeps its own.
-
-        Raises `RestoreError` for `own` where parameters have other positions by now.
+        """Give each optimizer exactly that; one that is of another class by now keeps its own, and so does one whose
+        parameters have other positions than what it said counts by.
         """
         for name, optimizer in self._optimizers.items():
             saved = state.get(name, {"class": qualified_name(type(optimizer))})
             if saved["class"] != qualified_name(type(optimizer)):
                 continue
-            why = self.misplaced(name, saved)
-            if why is not None:
-                raise RestoreError(why)
+            if self.misplaced(name, saved) is not None:
+                continue
             if "own" in saved:
-                optimizer.load_state_dict(saved["own"])
+                _load_own(optimizer, saved["own"])
                 continue
             for key in _entries(optimizer):
                 del optimizer.state[key]
@@ -58,7 +55,7 @@ class Beside:
         if "own" not in saved or saved["names"] == self._names(name):
             return None
         kind = safe_text(saved["class"])
-        return f"{kind} has a state_dict of its own, by position, and its parameters stand in another order than when it was saved"
+        return f"what {kind} keeps beside its slots: it is by position, and parameters stand in another order than when it was saved"
 
     def _kept(self, name: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         if type(optimizer).state_dict is not torch.optim.Optimizer.state_dict:
@@ -69,6 +66,14 @@ class Beside:
     def _names(self, name: str) -> list[list[str]]:
         binding, groups = self._source.bind(), self._optimizers[name].param_groups
         return [list(binding.group(name, index)) for index in range(len(groups))]
+
+
+def _load_own(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Load all but hyperparameters, which are for a policy to decide."""
+    decided = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, decided, strict=True):
+        group.update(values)
 
 
 def _entries(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:

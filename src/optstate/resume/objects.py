@@ -92,7 +92,12 @@ def _decide_beside(found: Decided, saved: Saved, item: Beside, policy: Policy) -
     if policy.slots != "restore" or saved.object_classes.get(OPTIMIZER) != mine:
         return None
     state: Any = saved.objects[OPTIMIZER]
-    wrong = [why for name, each in state.items() if (why := item.misplaced(name, each)) is not None]
+    found.left_out += [why for name, each in state.items() if (why := item.misplaced(name, each)) is not None]
+    wrong = [
+        f"{safe_text(each['class'])} has a state_dict of its own: its slots come back as they were saved, and scale has no effect"
+        for each in state.values()
+        if "own" in each and policy.scale not in (1.0, {})
+    ]
     found.faults += wrong
     return None if wrong else ObjectDecision(OPTIMIZER, mine, state, _reversible(item))
 
