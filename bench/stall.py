@@ -124,7 +124,7 @@ def _dcp(model: Any, optimizer: Any, directory: Path) -> Callable[[Path], Callab
     from torch.distributed.checkpoint.staging import BlockingAsyncStager
     from torch.distributed.checkpoint.state_dict_saver import async_save
 
-    init_process_group("gloo", init_method=f"file://{directory / 'group'}", rank=0, world_size=1)
+    init_process_group("gloo", init_method=f"file://{(directory / 'group').resolve()}", rank=0, world_size=1)
     stager = BlockingAsyncStager(cache_staged_state_dict=True)
     stager.state_dict_cache = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
 
