@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from optstate.errors import Unsaveable
 from optstate.live.source import LiveSource
 from optstate.optimizers.registry import qualified_name
 from optstate.text import safe_text
@@ -25,7 +26,10 @@ class Beside:
         self._source = source
 
     def state_dict(self) -> dict[str, Any]:
-        """For each optimizer that keeps anything of the kind, by its name: its class, and `state` or `own` with `names`."""
+        """For each optimizer that keeps anything of the kind, by its name: its class, and `state` or `own` with `names`.
+
+        Raises `Unsaveable` where the optimizer's own `state_dict` raises.
+        """
         found = {name: self._kept(name, optimizer) for name, optimizer in self._optimizers.items()}
         return {
             name: {"class": qualified_name(type(self._optimizers[name])), **kept}
@@ -59,13 +63,24 @@ class Beside:
 
     def _kept(self, name: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         if type(optimizer).state_dict is not torch.optim.Optimizer.state_dict:
-            return {"own": optimizer.state_dict(), "names": self._names(name)}
+            return {"own": _own(optimizer), "names": self._names(name)}
         entries = _entries(optimizer)
         return {"state": entries} if entries else {}
 
     def _names(self, name: str) -> list[list[str]]:
         binding, groups = self._source.bind(), self._optimizers[name].param_groups
         return [list(binding.group(name, index)) for index in range(len(groups))]
+
+
+def _own(optimizer: torch.optim.Optimizer) -> Any:
+    try:
+        return optimizer.state_dict()
+    except Exception as error:
+        kind = safe_text(qualified_name(type(optimizer)))
+        raise Unsaveable(
+            f"{kind} keeps what only its own state_dict() tells, and that raised {type(error).__name__}: {safe_text(error)}",
+            todo="do what it asks for, such as consolidating state over ranks, and save again",
+        ) from error
 
 
 def _load_own(optimizer: torch.optim.Optimizer, state: Any) -> None:

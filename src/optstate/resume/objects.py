@@ -54,7 +54,7 @@ def decide_objects(
 
 
 def _check_patterns(policy: Policy, names: Iterable[str]) -> None:
-    known = list(names)
+    known = [name for name in names if name != OPTIMIZER]  # which goes with the slots, whatever is said of objects
     own = {pattern for preset in PRESETS for pattern in getattr(Policy, preset)().objects}
     for pattern in policy.objects:
         if pattern not in own and not any(map(matcher(pattern), known)):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import secrets
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from operator import index
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -17,7 +15,6 @@ from optstate.errors import BindError, Unsaveable
 from optstate.formats.ours.journal import written
 from optstate.formats.ours.manifest import (
     Body,
-    Environment,
     GroupEntry,
     LineageEntry,
     OptimizerEntry,
@@ -37,6 +34,7 @@ from optstate.optimizers.spec import SlotSpec
 from optstate.state.journal import utc_now
 from optstate.store.background import settle
 from optstate.store.objects import RNG, RandomState, encode_beside, encode_extra_state, encode_objects
+from optstate.store.table import environment, name_in_file
 from optstate.store.tensors import TensorTable, fingerprint
 from optstate.text import safe_text
 
@@ -82,7 +80,7 @@ class Collected:
         self.body = Body(
             save_id=secrets.token_hex(16),
             created=utc_now(),
-            environment=_environment(),
+            environment=environment(str(torch.__version__)),
             step=_checked_step(what.get("step")),
             optimizers=() if source is None else tuple(_optimizers(source, table)),
             parameters=() if source is None else tuple(_parameters(source, table)),
@@ -115,14 +113,14 @@ def _ids(module: nn.Module | None, source: LiveSource | None) -> frozenset[int]:
 
 def _weights(model: nn.Module, table: TensorTable) -> Iterator[WeightEntry]:
     for weight in live_weights(model).values():
-        name = _text(weight.name)
+        name = name_in_file(weight.name)
         yield WeightEntry(
             name=name,
             kind=weight.kind,
             trainable=weight.tensor.requires_grad,
             tensor=table.add(weight.tensor, "weights", (name,), (name,), in_steps=weight.kind == "parameter"),
             fingerprint=fingerprint(weight.tensor),
-            aliases=tuple(map(_text, weight.aliases)),
+            aliases=tuple(map(name_in_file, weight.aliases)),
         )
 
 
@@ -133,7 +131,7 @@ def _optimizers(source: LiveSource, table: TensorTable) -> Iterator[OptimizerEnt
             GroupEntry(_hyperparameters(name, index, live, table), group.parameters)
             for index, (live, group) in enumerate(zip(optimizer.param_groups, info.groups, strict=True))
         ]
-        yield OptimizerEntry(_text(name), str(info.class_name), info.known, tuple(groups))
+        yield OptimizerEntry(name_in_file(name), str(info.class_name), info.known, tuple(groups))
 
 
 def _hyperparameters(optimizer: str, index: int, group: Mapping[str, Any], table: TensorTable) -> dict[str, Tree]:
@@ -141,7 +139,7 @@ def _hyperparameters(optimizer: str, index: int, group: Mapping[str, Any], table
     # No parameter has an empty name, so names that start with one never meet those of slots.
     leaf = table.leaf("optimizer", prefix=("", optimizer, index), skip=1)
     return {
-        _text(key): encode(value, (label, key), leaf)
+        name_in_file(key): encode(value, (label, key), leaf)
         for key, value in group.items()
         if key not in ("params", "param_names")
     }
@@ -155,34 +153,24 @@ def _parameters(source: LiveSource, table: TensorTable) -> Iterator[ParameterEnt
         entry = optimizer.state.get(bound.tensor) or {}
         meanings = described(by_class(type(optimizer)), entry)
         yield ParameterEntry(
-            name=_text(bound.name),
+            name=name_in_file(bound.name),
             certainty=facts.certainty,
             optimizer=facts.optimizer,
             group=facts.group,
             shape=facts.shape,
             dtype=facts.dtype,
             trainable=facts.trainable,
-            aliases=tuple(map(_text, facts.aliases)),
+            aliases=tuple(map(name_in_file, facts.aliases)),
             slots=tuple([_slot(bound.name, key, value, meanings.get(key), leaf) for key, value in entry.items()]),
             absences=source.absences_of(bound, meanings),
         )
 
 
 def _slot(parameter: str, key: Any, value: Any, meaning: SlotSpec | None, leaf: Leaf) -> SlotEntry:
-    tree = encode(value, (parameter, _text(key)), leaf)
+    tree = encode(value, (parameter, name_in_file(key)), leaf)
     if meaning is None:  # nobody described it, or it is None and no slot to anyone; but a restore puts the key back
         return SlotEntry(key, "other", tree, primary=False)
     return SlotEntry(key, meaning.role, tree, meaning.primary, meaning.convention, meaning.of)
-
-
-def _environment() -> Environment:
-    try:
-        own = version("optstate")
-    except PackageNotFoundError:  # run from a source tree
-        own = "unknown"
-    return Environment(
-        platform.python_version(), str(torch.__version__), own, f"{platform.system()} {platform.machine()}"
-    )
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -203,19 +191,7 @@ def _checked_step(step: Any) -> int | None:
         return None if step is None else index(step)
     except TypeError:
         raise Unsaveable(
-            "step is no whole number", expected="an int or None", found=f"a {safe_text(qualified_name(type(step)))}"
+            "step is no whole number",
+            expected="an int or None",
+            found=f"a {safe_text(qualified_name(type(step)))}",
         ) from None
-
-
-def _text(name: Any) -> str:
-    """A name that JSON can hold. Raises `Unsaveable`."""
-    try:
-        if isinstance(name, str) and (name.isascii() or name.encode()):
-            return name
-    except UnicodeEncodeError:
-        pass
-    raise Unsaveable(
-        f"{safe_text(name)!r} cannot be a name in a checkpoint",
-        expected="text of valid Unicode",
-        found=f"a {type(name).__name__}",
-    )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import secrets
 from collections.abc import Iterator, Mapping
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from typing import Any
 
-from optstate.errors import Unsaveable
 from optstate.formats.checkpoint import Checkpoint
 from optstate.formats.compare import bits
 from optstate.formats.containers.quantised import Blockwise
@@ -21,7 +18,6 @@ from optstate.formats.ours import nodes
 from optstate.formats.ours.journal import written
 from optstate.formats.ours.manifest import (
     Body,
-    Environment,
     Family,
     GroupEntry,
     ObjectEntry,
@@ -37,9 +33,8 @@ from optstate.formats.ours.tree import ArrayRef, Leaf, Path, encode
 from optstate.state.journal import utc_now
 from optstate.state.tensors import DTYPES, TensorRef, is_tensor
 from optstate.store.runs import dense_stride, row_major_pieces
-from optstate.store.table import PayloadTable
+from optstate.store.table import PayloadTable, environment, name_in_file
 from optstate.store.writer import Payload
-from optstate.text import safe_text
 
 _CODED = ("codes", "scale", "qmap")
 
@@ -104,28 +99,22 @@ def own_body(checkpoint: Checkpoint) -> tuple[Body, list[Payload]]:
     body = Body(
         save_id=secrets.token_hex(16),
         created=utc_now(),
-        environment=_environment(),
+        environment=environment("not used"),
         step=checkpoint.step,
         optimizers=tuple(_optimizers(checkpoint, table)),
         parameters=tuple(_parameters(checkpoint, table)),
         weights=tuple(_weights(checkpoint, table)),
         objects={
-            _text(name): ObjectEntry(checkpoint.object_classes.get(name), encode(value, (name,), table.leaf("objects")))
+            name_in_file(name): ObjectEntry(
+                checkpoint.object_classes.get(name), encode(value, (name,), table.leaf("objects"))
+            )
             for name, value in checkpoint.objects.items()
         },
-        left_out={reason: tuple(map(_text, names)) for reason, names in state.left_out.items() if names},
+        left_out={reason: tuple(map(name_in_file, names)) for reason, names in state.left_out.items() if names},
         journal=written(checkpoint.journal),
         lineage=checkpoint.lineage,
     )
     return body, list(table.payloads.values())
-
-
-def _environment() -> Environment:
-    try:
-        own = version("optstate")
-    except PackageNotFoundError:  # run from a source tree
-        own = "unknown"
-    return Environment(platform.python_version(), "not used", own, f"{platform.system()} {platform.machine()}")
 
 
 def _optimizers(checkpoint: Checkpoint, table: RefTable) -> Iterator[OptimizerEntry]:
@@ -133,15 +122,21 @@ def _optimizers(checkpoint: Checkpoint, table: RefTable) -> Iterator[OptimizerEn
         groups = [
             GroupEntry(
                 {
-                    _text(key): _hyperparameter(name, index, key, value, table)
+                    name_in_file(key): _hyperparameter(name, index, key, value, table)
                     for key, value in group.hyperparameters.items()
                 },
-                tuple(map(_text, group.parameters)),
+                tuple(map(name_in_file, group.parameters)),
             )
             for index, group in enumerate(info.groups)
         ]
         yield OptimizerEntry(
-            _text(name), info.class_name, info.known, tuple(groups), info.inferred, info.alternatives, info.ordered
+            name_in_file(name),
+            info.class_name,
+            info.known,
+            tuple(groups),
+            info.inferred,
+            info.alternatives,
+            info.ordered,
         )
 
 
@@ -156,18 +151,23 @@ def _parameters(checkpoint: Checkpoint, table: RefTable) -> Iterator[ParameterEn
     for name, parameter in checkpoint.state.items():
         facts = parameter.facts
         yield ParameterEntry(
-            name=_text(name),
+            name=name_in_file(name),
             certainty=facts.certainty,
             optimizer=facts.optimizer,
             group=facts.group,
             shape=facts.shape,
             dtype=facts.dtype,
             trainable=facts.trainable,
-            aliases=tuple(map(_text, facts.aliases)),
-            candidates=tuple(map(_text, facts.candidates)),
+            aliases=tuple(map(name_in_file, facts.aliases)),
+            candidates=tuple(map(name_in_file, facts.candidates)),
             slots=tuple(
                 SlotEntry(
-                    _text(key), slot.role, encode(slot.value, (name, key), leaf), slot.primary, slot.convention, slot.of
+                    name_in_file(key),
+                    slot.role,
+                    encode(slot.value, (name, key), leaf),
+                    slot.primary,
+                    slot.convention,
+                    slot.of,
                 )
                 for key, slot in parameter.slots.items()
             ),
@@ -182,12 +182,12 @@ def _weights(checkpoint: Checkpoint, table: RefTable) -> Iterator[WeightEntry]:
         aliases = checkpoint.aliases.get(name, ())
         parameter = name in trainable or bool(trained([Weight(name, ref)]))
         yield WeightEntry(
-            name=_text(name),
+            name=name_in_file(name),
             kind=known.kind if known else "parameter" if parameter else "buffer",
             trainable=known.trainable if known else trainable.get(name, parameter and not trainable),
             tensor=table.add(ref, "weights", (name,)),
             fingerprint=known.fingerprint if known else fingerprint(ref),
-            aliases=tuple(map(_text, aliases)),
+            aliases=tuple(map(name_in_file, aliases)),
         )
 
 
@@ -218,13 +218,3 @@ def _place(position: int, ref: StoredTensor) -> int:
         position, index = divmod(position, length)
         place += index * step
     return place
-
-
-def _text(name: str) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise Unsaveable(
-            f"{safe_text(name)!r} cannot be a name in a checkpoint", expected="text of valid Unicode"
-        ) from None
-    return name

@@ -1,16 +1,20 @@
-"""What a checkpoint will store, under keys that no two tensors share."""
+"""What every manifest is made with: keys that no two tensors share, names that a file can hold, versions."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import get_args
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, get_args
 
+from optstate.errors import Unsaveable
 from optstate.formats.containers.safetensors_header import METADATA
 from optstate.formats.containers.stored_tensor import row_major
-from optstate.formats.ours.manifest import Family, join_key
+from optstate.formats.ours.manifest import Environment, Family, join_key
 from optstate.formats.ours.own_tensors import is_dense
 from optstate.store.writer import Payload
+from optstate.text import safe_text
 
 _RESERVED = {f"{family}/{METADATA}" for family in get_args(Family)}
 
@@ -39,3 +43,26 @@ def kept_stride(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, .
     """Strides that a restore has to give back: those of a permuted layout; any other becomes row-major."""
     permuted = stride != row_major(shape) and 0 not in shape and is_dense(shape, stride)
     return stride if permuted else None
+
+
+def environment(torch: str) -> Environment:
+    """The versions that a checkpoint is written with; `torch` is what it says of torch."""
+    try:
+        own = version("optstate")
+    except PackageNotFoundError:  # run from a source tree
+        own = "unknown"
+    return Environment(platform.python_version(), torch, own, f"{platform.system()} {platform.machine()}")
+
+
+def name_in_file(name: Any) -> str:
+    """A name that JSON can hold. Raises `Unsaveable` for any other, and for what is no text."""
+    try:
+        if isinstance(name, str) and (name.isascii() or name.encode()):
+            return name
+    except UnicodeEncodeError:
+        pass
+    raise Unsaveable(
+        f"{safe_text(name)!r} cannot be a name in a checkpoint",
+        expected="text of valid Unicode",
+        found=f"a {type(name).__name__}",
+    )
