@@ -1,7 +1,9 @@
 """What a save in the background costs the training: steps around one, less the same steps without, against `torch.save`.
 
 The training is such that forward and backward of one step outlast the writing, so a step that waits would be one that
-waits for more than the copying. DCP's `async_save`, its staging memory kept from save to save, has a row of its own.
+waits for more than the copying. It leaves one core to others, as one that computes on an accelerator does; where it takes
+all of them, whatever a save computes is taken from it, and rows of their own say how much that is. DCP's `async_save`, its
+staging memory kept from save to save, has rows too.
 """
 
 from __future__ import annotations
@@ -29,9 +31,18 @@ OUTLASTS = 1.3
 
 
 def rows(options: Options) -> list[Row]:
-    """Ours, and DCP's; the peer of both is `torch.save`, durable."""
+    """Ours, and DCP's, with a core left and without; the peer of all is `torch.save`, durable."""
+    cores = len(os.sched_getaffinity(0))
+    return [
+        each
+        for threads, beside in ((max(1, cores - 1), "one core left"), (cores, "no core left"))
+        for each in _rows(options, threads, beside)
+    ]
+
+
+def _rows(options: Options, threads: int, beside: str) -> list[Row]:
     megabytes = 100 if options.quick else 2100
-    times = measured_in_child("bench.stall", options.directory, megabytes, options.rounds(7))
+    times = measured_in_child("bench.stall", options.directory, megabytes, options.rounds(7), threads)
     size, saved = f"{megabytes} MB, {STEPS} steps", times["torch.save"]
 
     def stall(who: str) -> list[float]:
@@ -39,15 +50,15 @@ def rows(options: Options) -> list[Row]:
 
     return [
         row(
-            "stall", size, {OURS: stall("ours"), PEER: saved},
+            f"stall, {beside}", size, {OURS: stall("ours"), PEER: saved},
             Target("to_peer", 0.1), Target("peak_mb", 150), peak_mb=times["extra_mb"][0],
         ),
-        row("stall: DCP async_save", size, {OURS: stall("DCP"), PEER: saved}, peak_mb=times["extra_mb"][1]),
+        row(f"DCP's stall, {beside}", size, {OURS: stall("DCP"), PEER: saved}, peak_mb=times["extra_mb"][1]),
     ]  # fmt: skip
 
 
 def main() -> None:
-    """`python -m bench.stall DIRECTORY MEGABYTES ROUNDS`: times and extra memory as JSON."""
+    """`python -m bench.stall DIRECTORY MEGABYTES ROUNDS THREADS`: times and extra memory as JSON."""
     import torch
 
     import optstate
@@ -55,6 +66,7 @@ def main() -> None:
 
     directory, megabytes, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     warnings.simplefilter("ignore")  # of the peer
+    torch.set_num_threads(int(sys.argv[4]))
     model, optimizer = training(megabytes)
     save = optstate.save  # now, for the name is imported when it is first used
     write = durable(lambda path: save(path, model=model, optimizer=optimizer), directory / "ours")
