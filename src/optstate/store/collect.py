@@ -31,7 +31,10 @@ from optstate.live.weights import live_weights
 from optstate.optimizers.interpret import described
 from optstate.optimizers.registry import by_class, qualified_name
 from optstate.optimizers.spec import SlotSpec
+from optstate.state.absence import Absence
+from optstate.state.collection import without_collection
 from optstate.state.journal import utc_now
+from optstate.state.roles import Role
 from optstate.store.background import settle
 from optstate.store.objects import RNG, RandomState, encode_beside, encode_extra_state, encode_objects
 from optstate.store.table import environment, name_in_file
@@ -69,35 +72,40 @@ class Collected:
 
     def __init__(self, table: TensorTable, **what: Unpack[What]) -> None:
         model, optimizer = what.get("model"), what.get("optimizer")
-        objects, rng = what.get("objects", {}), what.get("rng", False)
-        if model is None and (optimizer is not None or not (objects or rng)):
+        if model is None and (optimizer is not None or not (what.get("objects") or what.get("rng"))):
             raise _without_model(optimizer)
         module = None if model is None else checked_model(model)
         source = None if module is None or optimizer is None else LiveSource(optimizers_by_name(optimizer), module)
         self.parameters = _ids(module, source)
         settle(self.parameters)
-        weights = () if module is None else tuple(_weights(module, table))
-        self.body = Body(
-            save_id=secrets.token_hex(16),
-            created=utc_now(),
-            environment=environment(str(torch.__version__)),
-            step=_checked_step(what.get("step")),
-            optimizers=() if source is None else tuple(_optimizers(source, table)),
-            parameters=() if source is None else tuple(_parameters(source, table)),
-            weights=weights,
-            objects={
-                **({} if module is None else encode_extra_state(module, table)),
-                **({} if source is None else encode_beside(source, table)),
-                **encode_objects({**objects, **({RNG: RandomState()} if rng else {})}, table),
-            },
-            left_out={}
-            if source is None
-            else {reason: tuple(names) for reason, names in source.left_out().items() if names},
-            journal=() if source is None else written(journal_of(source.live_optimizers)),
-            run=what.get("run"),
-            lineage=what.get("lineage", ()),
-        )
-        self.payloads = list(table.payloads.values())
+        with without_collection():
+            self.body = _body(module, source, table, what)
+            self.payloads = list(table.payloads.values())
+
+
+def _body(module: nn.Module | None, source: LiveSource | None, table: TensorTable, what: What) -> Body:
+    random = {RNG: RandomState()} if what.get("rng", False) else {}
+    weights = () if module is None else tuple(_weights(module, table))
+    return Body(
+        save_id=secrets.token_hex(16),
+        created=utc_now(),
+        environment=environment(str(torch.__version__)),
+        step=_checked_step(what.get("step")),
+        optimizers=() if source is None else tuple(_optimizers(source, table)),
+        parameters=() if source is None else tuple(_parameters(source, table)),
+        weights=weights,
+        objects={
+            **({} if module is None else encode_extra_state(module, table)),
+            **({} if source is None else encode_beside(source, table)),
+            **encode_objects({**what.get("objects", {}), **random}, table),
+        },
+        left_out={}
+        if source is None
+        else {reason: tuple(names) for reason, names in source.left_out().items() if names},
+        journal=() if source is None else written(journal_of(source.live_optimizers)),
+        run=what.get("run"),
+        lineage=what.get("lineage", ()),
+    )
 
 
 def _ids(module: nn.Module | None, source: LiveSource | None) -> frozenset[int]:
@@ -147,11 +155,15 @@ def _hyperparameters(optimizer: str, index: int, group: Mapping[str, Any], table
 
 def _parameters(source: LiveSource, table: TensorTable) -> Iterator[ParameterEntry]:
     leaf = table.leaf("optimizer", in_steps=True)
+    alike: dict[object, dict[Role, Absence]] = {}  # nearly all parameters miss the same, and few ask why
     for bound in source.bind().parameters():
         facts, optimizer = facts_of(bound), source.live_optimizers[bound.optimizer]
         # The live entry itself: its containers keep their types, and keys whose value is None are there.
         entry = optimizer.state.get(bound.tensor) or {}
         meanings = described(by_class(type(optimizer)), entry)
+        kind = (bound.optimizer, bound.group, facts.shape and len(facts.shape), facts.trainable, bool(entry), *meanings)
+        if kind not in alike:
+            alike[kind] = source.absences_of(bound, meanings)
         yield ParameterEntry(
             name=name_in_file(bound.name),
             certainty=facts.certainty,
@@ -162,7 +174,7 @@ def _parameters(source: LiveSource, table: TensorTable) -> Iterator[ParameterEnt
             trainable=facts.trainable,
             aliases=tuple(map(name_in_file, facts.aliases)),
             slots=tuple([_slot(bound.name, key, value, meanings.get(key), leaf) for key, value in entry.items()]),
-            absences=source.absences_of(bound, meanings),
+            absences=alike[kind],
         )
 
 

@@ -32,7 +32,7 @@ class Beside:
         stream = self._streams.get(device)
         return nullcontext() if stream is None else torch.get_device_module(device).stream(stream)
 
-    def pieces(self, tensor: torch.Tensor) -> Iterator[Buffer]:
+    def pieces(self, tensor: torch.Tensor) -> Iterable[Buffer]:
         """The bytes of a tensor in row-major order: while one piece is used, the next is on its way to pinned memory."""
         stream = self._streams.get(tensor.device)
         return pieces(tensor) if stream is None else self._fetched(tensor, stream)

@@ -262,18 +262,28 @@ class Output:
 
     def write(self, data: Buffer, digest: Digest | None = None) -> None:
         """Append bytes; `digest` takes them as they are written."""
+        if len(data) < min(_SMALL, len(self._buffer) - self._filled):  # nearly all there are, where there are very many
+            self._append(data, digest)
+            return
         view = memoryview(data)
-        self.position += len(view)
         while view:
-            copy = self._buffer[self._filled : self._filled + min(len(view), _PIECE)]
-            taken = len(copy)
-            _copy(copy, view[:taken])
-            if digest is not None:
-                digest.update(copy)
-            self._filled += taken
+            taken = min(len(view), _PIECE, len(self._buffer) - self._filled)
+            self._append(view[:taken], digest)
             view = view[taken:]
             if self._filled == len(self._buffer):
                 self._turn()
+
+    def _append(self, data: Buffer, digest: Digest | None) -> None:
+        end = self._filled + len(data)
+        copy = self._buffer[self._filled : end]
+        if len(data) < _SMALL:
+            copy[:] = data
+        else:
+            np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(data, np.uint8))
+        if digest is not None:
+            digest.update(copy)
+        self.position += len(data)
+        self._filled = end
 
     def _turn(self) -> None:
         """Send a full buffer, and take the next."""
@@ -282,10 +292,3 @@ class Output:
         self._pipeline.send(self._sink, self._buffer, partial(self._sink.write, self._buffer, self._sent))
         self._sent += self._filled
         self._buffer, self._filled = self._pipeline.buffer(), 0
-
-
-def _copy(target: memoryview, source: memoryview) -> None:
-    if len(source) < _SMALL:
-        target[:] = source
-    else:
-        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))

@@ -8,7 +8,7 @@ from where digests are taken, the device takes a checksum before and after.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -44,7 +44,7 @@ class Streaming:
         self._copied: set[torch.device] = set()
         self._beside = Beside()
 
-    def tensor(self, key: str, tensor: torch.Tensor, *, in_steps: bool) -> Callable[[], Iterator[Buffer]]:
+    def tensor(self, key: str, tensor: torch.Tensor, *, in_steps: bool) -> Callable[[], Iterable[Buffer]]:
         if self._copies_all or not in_steps or tensor.nbytes < SMALL:
             copy = _copy(tensor)
             self._copied.add(copy.device)
@@ -53,7 +53,7 @@ class Streaming:
         streamed = self._streamed[key] = _Streamed(key, tensor.detach(), tensor.data_ptr(), self._beside)
         return streamed.pieces
 
-    def array(self, array: np.ndarray[Any, Any]) -> Callable[[], Iterator[Buffer]]:
+    def array(self, array: np.ndarray[Any, Any]) -> Callable[[], Iterable[Buffer]]:
         return partial(array_pieces, array.copy())
 
     def begin(self) -> bool:
@@ -95,7 +95,7 @@ class _Streamed:
     def on_device(self) -> bool:
         return self.tensor.device.type != "cpu"
 
-    def pieces(self) -> Iterator[Buffer]:
+    def pieces(self) -> Iterable[Buffer]:
         """Its bytes. Raises `SaveError` where the memory was given back, which must not be read."""
         if self.tensor.data_ptr() != self.address:
             raise SaveError(f"the memory of {self.name} was given back before it was written")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ctypes import c_char, string_at
 from functools import lru_cache, partial
 from struct import Struct
@@ -29,10 +29,10 @@ from optstate.text import safe_text
 class Taking(Protocol):
     """How a save in the background takes the bytes of what it is given; else they are read when they are written."""
 
-    def tensor(self, key: str, tensor: torch.Tensor, *, in_steps: bool) -> Callable[[], Iterator[Buffer]]:
+    def tensor(self, key: str, tensor: torch.Tensor, *, in_steps: bool) -> Callable[[], Iterable[Buffer]]:
         """What gives the bytes of a tensor; `in_steps` says that steps of an optimizer change it, and nothing else."""
 
-    def array(self, array: np.ndarray[Any, Any]) -> Callable[[], Iterator[Buffer]]:
+    def array(self, array: np.ndarray[Any, Any]) -> Callable[[], Iterable[Buffer]]:
         """What gives the bytes of an array."""
 
 
@@ -67,8 +67,8 @@ class TensorTable(PayloadTable):
             dtype,
             shape,
             self._taking.tensor(key, tensor, in_steps=in_steps) if self._taking else partial(pieces, tensor),
-            kept_stride(shape, tensor.stride()),
-            _device_name(tensor.device),
+            None if tensor.is_contiguous() else kept_stride(shape, tensor.stride()),
+            "cpu" if tensor.is_cpu else str(tensor.device),
         )
         return key
 
@@ -109,7 +109,7 @@ class TensorTable(PayloadTable):
     def _leaf(self, value: Any, path: Path, family: Family, parts: Path, in_steps: bool) -> Tree:
         kind = type(value)
         if isinstance(value, torch.Tensor):
-            if value.layout == torch.sparse_coo:
+            if value.layout is torch.sparse_coo:
                 return self._sparse(value, path, family, parts)
             if is_quantised(value):
                 return self._blockwise(value, path, family, parts, in_steps)
@@ -193,9 +193,6 @@ def _form(tensor: torch.Tensor) -> tuple[object, ...]:
     return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride(), tensor.is_conj(), tensor.is_neg()
 
 
-_device_name = lru_cache(maxsize=64)(str)
-
-
 # --- bytes --------------------------------------------------------------------------------------------------
 
 
@@ -206,12 +203,16 @@ def _address(tensor: torch.Tensor) -> int | None:
     return tensor.data_ptr()
 
 
-def pieces(tensor: torch.Tensor) -> Iterator[Buffer]:
+def pieces(tensor: torch.Tensor) -> Iterable[Buffer]:
     """The bytes of a tensor in row-major order; a large one that is contiguous on the CPU is not copied."""
     nbytes, address = tensor.nbytes, _address(tensor)
     if address is not None and nbytes < GATHER:
-        yield string_at(address, nbytes)  # will be copied anyway, and takes a tenth of numpy's time
-    elif address is not None:
+        return (string_at(address, nbytes),)  # will be copied anyway, and takes a tenth of numpy's time
+    return _pieces(tensor, nbytes, address)
+
+
+def _pieces(tensor: torch.Tensor, nbytes: int, address: int | None) -> Iterator[Buffer]:
+    if address is not None:
         view = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
         yield from (view[start : start + PIECE] for start in range(0, nbytes, PIECE))
     elif nbytes <= PIECE:

@@ -23,6 +23,7 @@ from optstate.formats.ours.manifest import (
     digest_of,
     encode_manifest,
 )
+from optstate.state.collection import without_collection
 from optstate.state.tensors import DTYPES
 from optstate.store.commit import new_directory
 from optstate.store.files import Buffer, Files
@@ -52,7 +53,7 @@ class Payload(Struct, frozen=True, gc=False):
     key: str
     dtype: str
     shape: tuple[int, ...]
-    pieces: Callable[[], Iterator[Buffer]]
+    pieces: Callable[[], Iterable[Buffer]]
     stride: tuple[int, ...] | None = None
     device: str = "cpu"
 
@@ -63,10 +64,7 @@ class _File(NamedTuple):
     name: str
     places: Sequence[tuple[Payload, Item]]
     header: bytes
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.header) + sum(item.nbytes for _, item in self.places)
+    nbytes: int
 
 
 def write_checkpoint(
@@ -92,7 +90,8 @@ def write_checkpoint(
 
     Raises `WriteFailed` and `TargetExists`; then nothing is left of it, and whatever was at `path` still is.
     """
-    plan = list(_layout(payloads, body.save_id, header_limit))
+    with without_collection():
+        plan = list(_layout(payloads, body.save_id, header_limit))
     with new_directory(path, files, replace=replace, nbytes=sum(file.nbytes for file in plan)) as directory:
         tensors: dict[str, TensorEntry] = {}
         entries = {file.name: FileEntry(file.nbytes, len(file.header), digest_of(file.header)) for file in plan}
@@ -121,7 +120,8 @@ def _layout(payloads: Iterable[Payload], save_id: str, header_limit: int) -> Ite
                 f"{family}.safetensors" if len(parts) == 1 else f"{family}-{number:05}-of-{len(parts):05}.safetensors"
             )
             part.sort(key=lambda place: -alignment(place[1].nbytes))
-            yield _File(name, part, encode_header((item for _, item in part), {"format": FORMAT, "save_id": save_id}))
+            header = encode_header((item for _, item in part), {"format": FORMAT, "save_id": save_id})
+            yield _File(name, part, header, len(header) + sum(item.nbytes for _, item in part))
 
 
 def _parts(places: Iterable[tuple[Payload, Item]], header_limit: int) -> Iterator[list[tuple[Payload, Item]]]:
