@@ -33,6 +33,8 @@ SUBJECTS = (
 ON_REQUEST = ("peers",)
 """Subjects that take minutes and say nothing of ours alone."""
 
+DOCUMENT = Path("bench-results/latest.json")
+
 _HEADER = ("SUBJECT", "SIZE", "OURS", "PEER", "LIMIT", "÷ PEER", "÷ LIMIT", "PEAK MB", "VERDICT")
 
 
@@ -45,14 +47,16 @@ def main() -> None:
     # An installed package has its bytecode; where a machine writes none, a clone would be compiled in every child.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     arguments.dir.mkdir(parents=True, exist_ok=True)
-    found: list[Row] = []
+    found: dict[str, list[Row]] = {}
+    measuring_on = machine()
     try:
         for name in arguments.only or SUBJECTS:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            found += _measured(name, arguments.dir, arguments.quick)
+            found[name] = _measured(name, arguments.dir, arguments.quick)
     finally:  # what was measured before somebody lost patience counts
-        print(table(found))
-        document = {"schema": "optstate.bench/1", "machine": machine(), "rows": [row.document() for row in found]}
+        print(table([row for rows in found.values() for row in rows]))
+        subjects = {name: [row.document() for row in rows] for name, rows in found.items()}
+        document = {"schema": "optstate.bench/2", "machine": measuring_on, "subjects": subjects}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
@@ -70,9 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: does it run?")
     parser.add_argument("--only", action="append", choices=_ALL, metavar="NAME", help=" | ".join(_ALL))
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", default=Path("bench-results/latest.json"), help="default: %(default)s"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", default=DOCUMENT, help="default: %(default)s")
     parser.add_argument(
         "--dir",
         type=Path,
@@ -93,23 +95,25 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.subject,
         row.size,
-        _seconds(row.ours),
-        _seconds(row.peer),
-        _seconds(row.limit),
-        _ratio(row.to_peer),
-        _ratio(row.to_limit),
+        seconds_text(row.ours),
+        seconds_text(row.peer),
+        seconds_text(row.limit),
+        ratio_text(row.to_peer),
+        ratio_text(row.to_limit),
         "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
         row.verdict,
     )
 
 
-def _seconds(value: float | None) -> str:
+def seconds_text(value: float | None) -> str:
+    """A time in the unit that suits it; empty where there is none."""
     if value is None:
         return ""
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
 
 
-def _ratio(value: float | None) -> str:
+def ratio_text(value: float | None) -> str:
+    """A ratio; empty where there is none."""
     return "" if value is None else f"{value:.2f}"
 
 

@@ -1,6 +1,6 @@
 """What others take to save the same state, durably: each in a row beside ours, with the limit of the disk.
 
-Not among the subjects that run by themselves, since it takes minutes: `python -m bench --only peers`.
+What is extra is the peer's memory. Not among the subjects that run by themselves, since it takes minutes: `python -m bench --only peers`.
 """
 
 from __future__ import annotations

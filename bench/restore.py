@@ -44,7 +44,7 @@ def rows(options: Options) -> list[Row]:
 
     def measured(case: str, peers: Sequence[str], *targets: Target) -> list[Row]:
         contenders = {how: contender(case, how) for how in (OURS, LIMIT, *peers)}
-        times = take_turns(contenders, options.rounds(5))
+        times = take_turns(contenders, options.rounds(3))
         return [
             row(
                 f"restore {case}, {peer}",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness import LIMIT, OURS, PEER, Row, Target, row, run_child, take_turns
+from bench.page import FIGURES, PAGE, page
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +73,20 @@ def test_quick_run_writes_its_figures(tmp_path):
     command = [sys.executable, "-m", "bench", "--quick", "--only", "attach", "--json", figures, "--dir", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     document = json.loads(figures.read_text())
-    assert [entry["subject"] for entry in document["rows"]] == ["attach"]
+    assert [entry["subject"] for entry in document["subjects"]["attach"]] == ["attach"]
     assert done.stdout.splitlines()[1].startswith("attach")
     assert set(document["machine"]) == {"cores", "memory_gb", "load", "system", "python", "torch", "numpy", "click"}
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_page_shows_the_figures_that_were_measured():
+    """Nobody edits a figure: the page is what its file of figures makes."""
+    assert page(json.loads(FIGURES.read_text())) == PAGE.read_text()
+
+
+def test_page_says_what_was_missed():
+    """A target that was not reached is not left out, and what was not measured is empty."""
+    missed = Row("s", "1 GB", 2.0, to_peer=0.25, targets=(Target("to_peer", 0.1), Target("ours", 0.03)))
+    machine = {"cores": 2, "memory_gb": 24.0, "load": 0.1, "system": "Linux", "python": "3.11", "torch": "2.13.0"}
+    text = page({"save": {"machine": machine, "rows": [missed.document()]}})
+    assert "| s | 1 GB | 2.00 s |  |  | 0.25 |  |  | ≤ 0.1 ÷ peer, ≤ 30 ms | missed |" in text.splitlines()

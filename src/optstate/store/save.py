@@ -13,6 +13,7 @@ from torch import nn
 from optstate.errors import SaveError, TargetExists
 from optstate.formats.ours.directory import is_checkpoint, settled
 from optstate.formats.ours.manifest import Body
+from optstate.state.collection import without_collection
 from optstate.store.background import STAGING, Saving, begin
 from optstate.store.collect import Collected, Optimizers, What
 from optstate.store.commit import target_exists
@@ -121,7 +122,8 @@ def save_live(path: Path, files: Files, **what: Unpack[What]) -> Body:
     """As `save`, by way of `files`; returns the manifest without its tensors and files."""
     _refuse_existing(path, replace=what.get("replace", False))
     collected = Collected(TensorTable(), **what)
-    write_checkpoint(path, collected.body, collected.payloads, files, replace=what.get("replace", False))
+    with without_collection():
+        write_checkpoint(path, collected.body, collected.payloads, files, replace=what.get("replace", False))
     return collected.body
 
 

@@ -55,7 +55,7 @@ class TensorTable(PayloadTable):
         `Unsaveable`.
         """
         dtype = check(tensor, where)
-        if tensor.layout != torch.strided:
+        if tensor.layout is not torch.strided:
             raise _unsaveable(where, "a sparse weight")
         shape, identity = tuple(tensor.shape), self._identity(tensor)
         known = self._keys.get(identity)
@@ -111,7 +111,7 @@ class TensorTable(PayloadTable):
         if isinstance(value, torch.Tensor):
             if value.layout is torch.sparse_coo:
                 return self._sparse(value, path, family, parts)
-            if is_quantised(value):
+            if kind not in _PLAIN and is_quantised(value):
                 return self._blockwise(value, path, family, parts, in_steps)
             return nodes.Tensor(self.add(value, family, parts, path, in_steps=in_steps))
         if kind is np.ndarray:
@@ -164,7 +164,7 @@ def check(tensor: torch.Tensor, where: Path) -> str:
         raise _unsaveable(where, f"a tensor of type {dtype_name(tensor)}")
     if tensor.is_nested or tensor.layout not in _LAYOUTS:
         raise _unsaveable(where, "a nested tensor" if tensor.is_nested else f"a tensor of layout {tensor.layout}")
-    if tensor.is_meta:
+    if not tensor.is_cpu and tensor.is_meta:
         raise _unsaveable(where, "a tensor on the meta device, which has no values")
     return dtype
 
