@@ -19,6 +19,7 @@ SUBJECTS = (
     "pickle",
     "attach",
     "save",
+    "manifest",
     "stall",
     "restore",
     "stats",

@@ -31,7 +31,7 @@ def rows(options: Options) -> list[Row]:
         ),
         _row(
             "save", f"{slots:,} slots", options, "million", slots, 1,
-            targets=(Target("ours", 20), Target("peak_mb", 1500)),
+            targets=(Target("peak_mb", 1500),),
         ),
     ]  # fmt: skip
 
