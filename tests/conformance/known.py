@@ -18,6 +18,10 @@ KNOWN: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("pytorch_optimizer", name): (("trajectory",), "goes on in another way, though all of its state comes back")
         for name in ("FriendlySAM", "SAM")
     },
+    **{
+        ("pytorch_optimizer", name): (("reordered",), "keeps numbers of its own in a state dict by position, which a plan leaves out")
+        for name in ("SPAM", "TRAC")
+    },
     ("timm", "Lamb"): (("registry",), "clips gradients by their norm, so doubled ones, by which a probe measures, are the same to it"),
     ("timm", "Kron"): (("reset",), "what its preconditioners begin with is not zero; a reset refuses them by name"),
     ("timm", "Adahessian"): (("trajectory", "reset"), "draws from a generator of its own, which no state dict has"),
