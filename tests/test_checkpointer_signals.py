@@ -143,6 +143,35 @@ def test_handlers_are_back(left, tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize("over", ["close", "another loop"])
+def test_loop_that_a_traceback_keeps_alive_watches_no_longer(over, tmp_path):
+    """As in a notebook, where the traceback of the last error holds the loop: the next Ctrl-C must not be lost on it."""
+    before, training = signal.getsignal(signal.SIGINT), Training()
+    run = training.checkpointer(tmp_path)
+    loop = run.steps(9, every=100)
+    next(loop)  # and nobody goes on with it
+    assert signal.getsignal(signal.SIGINT) != before
+    if over == "close":
+        run.close()
+        assert signal.getsignal(signal.SIGINT) == before
+        return
+    with pytest.raises(KeyboardInterrupt):
+        training.go(run.steps(9, every=100), lambda step: press(signal.SIGINT))
+    assert signal.getsignal(signal.SIGINT) == before
+    run.close()
+
+
+def test_sigterm_that_only_a_loop_left_behind_heard_ends_the_process_on_close(tmp_path, heard):
+    """It was noted, and there is no next step that would answer it."""
+    run = Training().checkpointer(tmp_path)
+    loop = run.steps(9, every=100)
+    next(loop)
+    press(signal.SIGTERM)
+    assert heard == []
+    run.close()
+    assert heard == [signal.SIGTERM]
+
+
 def test_handler_of_somebody_else_stays():
     """One that the program sets while the loop runs is not taken away."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -59,11 +60,12 @@ class Training:
         self.optimizer.step()
         self.scheduler.step()
 
-    def go(self, loop: Iterable[int], also: Callable[[int], object] = lambda step: None) -> None:
+    def go(self, loop: Generator[int, None, None], also: Callable[[int], object] = lambda step: None) -> None:
         """Train for the steps of a loop; `also` is done in each before the training."""
-        for step in loop:
-            also(step)
-            self.step()
+        with closing(loop):  # which a traceback would keep alive, and the handlers of its signals with it
+            for step in loop:
+                also(step)
+                self.step()
 
     def digest(self) -> str:
         """All bits that a resume has to bring back, and the next random number."""

@@ -124,6 +124,7 @@ class Checkpointer:
         self._resumed_from: str | None = None
         self._error: str | None = None
         self._stopped_by: str | None = None
+        self._watching: Signals | None = None
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
@@ -151,8 +152,9 @@ class Checkpointer:
         return self._steps(total, Due(every, seconds))
 
     def _steps(self, total: int, due: Due) -> Generator[int, None, None]:
+        self._stop_watching()
         with Signals() as signals:
-            self._stopped_by = None
+            self._watching, self._stopped_by = signals, None
             if not self._started:
                 self.restore()
             while self._step < total and not self._answer(signals):
@@ -176,6 +178,12 @@ class Checkpointer:
             self._stopped_by = signal.Signals(stop).name
         signals.pass_on(seen)
         return stop is not None
+
+    def _stop_watching(self) -> None:
+        """Put the handlers back that a loop left behind which is over, but kept alive: by the traceback of what ended it."""
+        if self._watching is not None:
+            self._watching.__exit__(GeneratorExit)
+            self._watching = None
 
     def _is_left_out(self) -> bool:
         """Whether a save that is due is not taken, for another one is being written."""
@@ -380,6 +388,7 @@ class Checkpointer:
         finally:
             self._shelf.close()
             self._closed = True
+            self._stop_watching()
 
     def __enter__(self) -> Self:
         return self
